@@ -1,0 +1,79 @@
+"""What can go wrong below HTTP, by who is at fault.
+
+PipelineError
+├── OperatorError            the set-up is wrong: the process does not start
+│   ├── RecipeError          a recipe file is malformed or names what does not exist
+│   └── WeightsError         a model file is missing, malformed or not what the recipe needs
+├── CallerError              the request is wrong: 422, with the field at fault
+│   ├── ImageLoadError       not an image, truncated, or a decompression bomb
+│   ├── ImageFormatError     an image of a format that is not supported
+│   ├── ImageTooSmallError
+│   ├── ImageTooLargeError
+│   ├── OverBudgetError      more frames x pixels than the recipe can make
+│   └── ContentError         flagged by the safety checker
+└── GenerationError          we failed: 500
+    └── OutOfMemoryError
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class PipelineError(Exception):
+    """Any failure of this floor. `str(error)` is a sentence for a person."""
+
+
+class OperatorError(PipelineError):
+    """The set-up is wrong."""
+
+
+class RecipeError(OperatorError):
+    """A recipe is malformed."""
+
+
+class WeightsError(OperatorError):
+    """A model file does not fit."""
+
+
+class CallerError(PipelineError):
+    """The request is wrong.
+
+    `field` is the field of `GenerationRequest` at fault, `context` the allowed values by name.
+    """
+
+    def __init__(self, message: str, *, field: str, context: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        self.context = dict(context or {})
+
+
+class ImageLoadError(CallerError):
+    """The start image cannot be decoded."""
+
+
+class ImageFormatError(CallerError):
+    """The start image is of an unsupported format. Context: supported_formats."""
+
+
+class ImageTooSmallError(CallerError):
+    """Context: min_height, min_width."""
+
+
+class ImageTooLargeError(CallerError):
+    """Context: max_height, max_width."""
+
+
+class OverBudgetError(CallerError):
+    """More latent tokens than the recipe's cap. Context: max_tokens, tokens, max_num_frames."""
+
+
+class ContentError(CallerError):
+    """The safety checker flagged the prompt, the image or the output."""
+
+
+class GenerationError(PipelineError):
+    """Generating failed through no fault of the caller."""
+
+
+class OutOfMemoryError(GenerationError):
+    """The device ran out of memory."""

@@ -1,0 +1,198 @@
+"""One generation from top to bottom, as a generator: it yields Progress, and returns what it made."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import decode, prompt, text
+from pipeline.conditioning import pixels
+from pipeline.denoise import Conditions, denoise, needs_negative
+from pipeline.errors import OutOfMemoryError, WeightsError
+from pipeline.mux import Mp4Writer, provenance
+from pipeline.plan import Plan
+from pipeline.recipe import Recipe
+from pipeline.trace import Record, discard
+from pipeline.transformer import Context
+from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress
+from weights.checkpoint import Checkpoint, load_component
+from weights.errors import WeightsFileError
+from weights.lora import fuse_lora
+from weights.text_encoder import TextEncoder, load_text_encoder
+
+log = logging.getLogger(__name__)
+
+SAMPLE_RATE: Final = 48_000
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe and its models, loaded."""
+
+    recipe: Recipe
+    model: LoadedModel
+    text_encoder: TextEncoder
+    connectors: nn.Module
+    transformer: nn.Module
+    vae: nn.Module
+    audio_vae: nn.Module
+    vocoder: nn.Module
+
+
+def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
+    """Loads what `recipe` names from the folder `models`.
+
+    `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU.
+    Raises: WeightsError if a file is missing or does not fit.
+    """
+    began = time.monotonic()
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
+    try:
+        checkpoint = Checkpoint.open(models / recipe.checkpoint)
+        transformer = load_component(checkpoint, "transformer", dtype=kind, device=place)
+        if recipe.lora:
+            fuse_lora(transformer, models / recipe.lora, strength=recipe.lora_strength)
+        parts: dict[str, Any] = {
+            "transformer": transformer,
+            "connectors": load_component(checkpoint, "connectors", dtype=kind, device=place),
+            "vae": load_component(checkpoint, "vae", dtype=kind, device=place),
+            "audio_vae": load_component(checkpoint, "audio_vae", dtype=kind, device=place),
+            "vocoder": load_component(checkpoint, "vocoder", dtype=torch.float32, device=place),
+            "text_encoder": load_text_encoder(models / recipe.text_encoder, dtype=kind, device=place),
+        }
+    except WeightsFileError as error:
+        raise WeightsError(f"recipe {recipe.name!r}: {error}. Its files are made by: {recipe.setup}") from error
+    name = "demo weights" if checkpoint.is_demo else f"LTX-{checkpoint.model_version}"
+    seconds = time.monotonic() - began
+    log.info("recipe %s: %s from %s on %s in %.1f s", recipe.name, name, checkpoint.path.name, place, seconds)
+    return Pipeline(
+        recipe=recipe,
+        model=LoadedModel(
+            recipe=recipe.name, weights=name, demo=checkpoint.is_demo, device=str(place), seconds=seconds
+        ),
+        **parts,
+    )
+
+
+def generate(
+    pipeline: Pipeline, request: GenerationRequest, plan: Plan, *, output: Path, record: Record = discard
+) -> Generator[Progress, None, Generated]:
+    """Makes one clip and writes it to `output`.
+
+    Closing the generator gives up and leaves no file. `record` takes the intermediate tensors.
+    Raises: GenerationError, CallerError.
+    """
+    seconds: dict[str, float] = {}
+    yield from (Progress("plan", 1, 1, message=note) for note in plan.notes)
+    if pipeline.model.demo:
+        yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
+
+    words = prompt.expand(request.prompt) if request.expand_prompt else request.prompt
+    yield Progress("expand", 1, 1)
+    try:
+        with _timed(seconds, "text_encode"):
+            negative = request.negative_prompt if needs_negative(pipeline.recipe, request.guidance_scale) else None
+            positive_context = _encode(pipeline, words)
+            negative_context = None if negative is None else _encode(pipeline, negative)
+        yield Progress("text_encode", 1, 1)
+
+        with _timed(seconds, "image_encode"):
+            picture = pixels(request.image, size=plan.size, crf=pipeline.recipe.image_crf)
+            image_latents = decode.encode(pipeline.vae, picture)
+        record("image_pixels", picture)
+        record("image_latent", image_latents)
+        yield Progress("image_encode", 1, 1)
+
+        conditions = Conditions(
+            positive=positive_context,
+            negative=negative_context,
+            image_latents=image_latents,
+            strength=request.strength,
+            guidance_scale=request.guidance_scale,
+            seed=request.seed,
+        )
+        began = time.monotonic()
+        latents, audio_latents = yield from _with_eta(
+            denoise(
+                pipeline.transformer,
+                plan.stages[0],
+                plan=plan,
+                recipe=pipeline.recipe,
+                conditions=conditions,
+                record=record,
+            )
+        )
+        seconds["denoise"] = time.monotonic() - began
+
+        began = time.monotonic()
+        comment = provenance(weights=pipeline.model.weights, seed=request.seed)
+        with Mp4Writer(output, size=plan.size, fps=plan.fps, encoding=plan.encoding, comment=comment) as mp4:
+            if plan.has_audio:
+                waveform = decode.decode_audio(pipeline.audio_vae, pipeline.vocoder, audio_latents)
+                record("wave", waveform)
+                mp4.audio(waveform.float().cpu().numpy(), sample_rate=SAMPLE_RATE)
+            yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, record))
+        seconds["decode"] = time.monotonic() - began
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(f"{plan.size} at {plan.num_frames} frames does not fit the device: {error}") from error
+
+    return Generated(
+        path=output,
+        prompt=words,
+        seed=request.seed,
+        size=plan.size,
+        num_frames=plan.num_frames,
+        fps=float(plan.fps),
+        has_audio=plan.has_audio,
+        seconds=seconds,
+    )
+
+
+def _write_frames(
+    pipeline: Pipeline, latents: Tensor, plan: Plan, mp4: Mp4Writer, record: Record
+) -> Generator[Progress, None, None]:
+    kept = []
+    done = 0
+    for chunk in decode.decode(pipeline.vae, latents):
+        if record is not discard:
+            kept.append(chunk.float())
+        mp4.frames((chunk.float() * 255).round().to(torch.uint8).cpu().numpy())
+        done += len(chunk)
+        yield Progress("decode", done, plan.num_frames)
+    if kept:
+        record("frames", torch.cat(kept))
+
+
+def _encode(pipeline: Pipeline, words: str) -> Context:
+    return text.encode(words, text_encoder=pipeline.text_encoder, connectors=pipeline.connectors)
+
+
+def _with_eta(steps: Generator[Progress, None, T]) -> Generator[Progress, None, T]:
+    """The same progress, each with the seconds that the rest of its stage will take at the pace so far."""
+    began = time.monotonic()
+    try:
+        while True:
+            progress = next(steps)
+            left = (time.monotonic() - began) / progress.step * (progress.total - progress.step)
+            yield replace(progress, eta=left)
+    except StopIteration as end:
+        made: T = end.value
+        return made
+    finally:
+        steps.close()
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - began

@@ -1,0 +1,92 @@
+"""What crosses between the server and the process that generates. Plain values: no torch, no HTTP."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+VideoQuality = Literal["low", "medium", "high", "maximum"]
+WriteMode = Literal["fast", "balanced", "small"]
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Width and height in pixels."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One clip to generate, in the model's words. Every value is in its range; sizes and lengths are not yet snapped.
+
+    Units: fps in frames a second, strength 0 (ignore the image) to 1 (reproduce it), seed 0 to 2^63-1.
+    """
+
+    prompt: str
+    image: Path
+    """A decoded start image: an RGB PNG, upright, as `pipeline.picture` writes it."""
+    image_size: Size
+    seed: int
+    negative_prompt: str
+    size: Size | None
+    """None: from the image's aspect."""
+    num_frames: int
+    fps: float
+    steps: int
+    guidance_scale: float
+    strength: float
+    audio: bool
+    expand_prompt: bool
+    check_safety: bool
+    quality: VideoQuality
+    write_mode: WriteMode
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One sign of life of a running generation; at most one per transformer call or decoded chunk.
+
+    Units: `eta` seconds until the stage is done, None while unknown.
+    """
+
+    stage: str
+    step: int
+    total: int
+    eta: float | None = None
+    message: str | None = None
+    """Something worth telling the caller, such as a size that was snapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A finished clip.
+
+    Units: `seconds` of work by stage name.
+    """
+
+    path: Path
+    prompt: str
+    """The prompt used, after expansion."""
+    seed: int
+    size: Size
+    num_frames: int
+    fps: float
+    has_audio: bool
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What a generating process tells about itself once it is ready."""
+
+    recipe: str
+    weights: str
+    """Name for people: "demo weights" or the checkpoint's version."""
+    demo: bool
+    device: str
+    seconds: float
+    """Time it took to load."""

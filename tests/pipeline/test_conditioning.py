@@ -1,0 +1,81 @@
+"""The start image against the reference's own numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from pipeline.conditioning import compressed, covering, pixels
+from pipeline.types import Size
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "public"
+
+
+@pytest.fixture
+def photo():
+    rng = np.random.default_rng(1)
+    rows, columns = np.mgrid[:77, :101]
+    waves = np.stack([127 + 100 * np.sin(columns / 9), 127 + 100 * np.cos(rows / 7), (rows + columns) % 256], -1)
+    return np.clip(waves + rng.normal(0, 8, waves.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("case", ["a_cfgpp_official", "c_euler8"])
+def test_the_pixels_are_those_of_the_reference(case):
+    sidecar = json.loads((GOLDEN / f"{case}.json").read_text())
+    params, entry = sidecar["params"], sidecar["tensors"]["image_pixels"]
+    with safe_open(GOLDEN / f"{case}.safetensors", "pt") as tensors:
+        expected = tensors.get_tensor("image_pixels")
+
+    found = pixels(GOLDEN / "image.png", size=Size(params["width"], params["height"]), crf=params["crf"])
+
+    assert list(found.shape) == entry["full_shape"]
+    assert found.dtype == torch.float32
+    strides = entry.get("stride", [1, 1, 1, 1, 1])
+    strided = found[tuple(slice(None, None, stride) for stride in strides)]
+    torch.testing.assert_close(strided, expected, rtol=0, atol=1e-6)
+    assert found.norm().item() == pytest.approx(entry["norm"], abs=1e-3)
+
+
+def test_crf_0_leaves_every_pixel_as_it_was(photo, tmp_path):
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+
+    found = pixels(tmp_path / "photo.png", size=Size(101, 77), crf=0)
+
+    assert np.array_equal(np.rint((found[0, :, 0].permute(1, 2, 0).numpy() + 1) * 127.5), photo)
+
+
+def test_odd_sides_lose_their_last_row_and_column(photo):
+    assert compressed(photo, crf=18).shape == (76, 100, 3)
+
+
+def test_a_higher_crf_costs_more_of_the_picture(photo):
+    even = photo[:76, :100].astype(float)
+    light, heavy = (np.abs(compressed(photo, crf=crf) - even).mean() for crf in (10, 40))
+
+    assert 0 < light < heavy
+
+
+def test_the_same_picture_is_compressed_the_same_every_time(photo):
+    tall = np.tile(photo, (6, 6, 1))
+
+    assert np.array_equal(compressed(tall, crf=18), compressed(tall, crf=18))
+
+
+@pytest.mark.parametrize("size", [Size(64, 32), Size(32, 64), Size(128, 128), Size(101, 77), Size(96, 160)])
+def test_the_picture_covers_any_size(photo, size):
+    found = covering(photo, size=size)
+
+    assert found.shape == (1, 3, 1, size.height, size.width)
+    assert found.min() >= -1
+    assert found.max() <= 1
+
+
+def test_what_hangs_over_is_cut_off_evenly():
+    wide = np.zeros((32, 96, 3), np.uint8)
+    wide[:, 32:64] = 255
+
+    assert covering(wide, size=Size(32, 32)).eq(1).all()

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+from pipeline import generate, plan, recipe
+from pipeline.errors import WeightsError
+from pipeline.types import GenerationRequest, Size
+
+TINY = replace(
+    recipe.load("demo"), checkpoint="ltx-2.3-tiny.safetensors", text_encoder="gemma", setup="ltxd weights build-demo"
+)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny):
+    return generate.load(TINY, models=tiny, device="cpu")
+
+
+@pytest.fixture
+def request_(tiny):
+    return GenerationRequest(
+        prompt="a cat",
+        image=tiny / "image.png",
+        image_size=Size(200, 150),
+        seed=5,
+        negative_prompt="ugly",
+        size=Size(96, 64),
+        num_frames=25,
+        fps=24.0,
+        steps=8,
+        guidance_scale=1.0,
+        strength=0.7,
+        audio=True,
+        expand_prompt=True,
+        check_safety=True,
+        quality="high",
+        write_mode="fast",
+    )
+
+
+def run(pipeline, request, output):
+    clip = generate.generate(pipeline, request, plan.make_plan(request, TINY), output=output)
+    seen = []
+    try:
+        while True:
+            seen.append(next(clip))
+    except StopIteration as end:
+        return end.value, seen
+
+
+def frames(path):
+    with av.open(path) as file:
+        return np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)])
+
+
+def test_the_file_is_what_the_plan_says(pipeline, request_, tmp_path):
+    made, seen = run(pipeline, request_, tmp_path / "out.mp4")
+    assert (made.size, made.num_frames, made.fps, made.seed) == (Size(96, 64), 25, 24.0, 5)
+    assert made.prompt.startswith("a cat. ")
+    assert frames(made.path).shape == (25, 64, 96, 3)
+    with av.open(made.path) as file:
+        audio = file.streams.audio[0]
+        assert (audio.rate, audio.channels) == (48_000, 2)
+        assert float(audio.duration * audio.time_base) <= 25 / 24
+        assert "Seed: 5" in file.metadata["comment"]
+    assert [p.step for p in seen if p.stage == "denoise"] == list(range(1, 9))
+    assert [p.step for p in seen if p.stage == "decode"][-1] == 25
+    assert all(p.eta is not None and p.eta >= 0 for p in seen if p.stage in ("denoise", "decode"))
+
+
+def test_the_same_seed_makes_the_same_frames_and_another_seed_others(pipeline, request_, tmp_path):
+    first, _ = run(pipeline, request_, tmp_path / "a.mp4")
+    again, _ = run(pipeline, request_, tmp_path / "b.mp4")
+    other, _ = run(pipeline, replace(request_, seed=6), tmp_path / "c.mp4")
+    assert np.array_equal(frames(first.path), frames(again.path))
+    assert not np.array_equal(frames(first.path), frames(other.path))
+
+
+def test_without_audio_the_picture_is_the_same_and_there_is_no_track(pipeline, request_, tmp_path):
+    loud, _ = run(pipeline, request_, tmp_path / "a.mp4")
+    silent, _ = run(pipeline, replace(request_, audio=False), tmp_path / "b.mp4")
+    assert np.array_equal(frames(loud.path), frames(silent.path))
+    with av.open(silent.path) as file:
+        assert not file.streams.audio
+
+
+@pytest.mark.parametrize("change", [{"negative_prompt": "blue"}, {"guidance_scale": 3.0}, {"prompt": "a dog"}])
+def test_every_word_that_steers_has_an_effect(pipeline, request_, tmp_path, change):
+    before, _ = run(pipeline, request_, tmp_path / "a.mp4")
+    after, _ = run(pipeline, replace(request_, **change), tmp_path / "b.mp4")
+    assert not np.array_equal(frames(before.path), frames(after.path))
+
+
+@pytest.mark.parametrize("stage", ["expand", "denoise", "decode"])
+def test_giving_up_at_any_stage_leaves_no_file(pipeline, request_, tmp_path, stage):
+    clip = generate.generate(pipeline, request_, plan.make_plan(request_, TINY), output=tmp_path / "out.mp4")
+    for progress in clip:
+        if progress.stage == stage:
+            break
+    clip.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_prompt_and_a_very_long_one_both_make_a_clip(pipeline, request_, tmp_path):
+    for words in ("", "a cat and a dog " * 1250):
+        made, _ = run(pipeline, replace(request_, prompt=words), tmp_path / "out.mp4")
+        assert frames(made.path).shape[0] == 25
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(WeightsError, match=r"ltx-2\.3-tiny\.safetensors.*ltxd weights build-demo"):
+        generate.load(TINY, models=tmp_path, device="cpu")
