@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from pipeline import decode, prompt, text
-from pipeline.conditioning import pixels
+from pipeline import conditioning, decode, prompt, text
 from pipeline.denoise import Conditions, denoise, needs_negative
 from pipeline.errors import OutOfMemoryError, WeightsError
 from pipeline.mux import Mp4Writer, provenance
 from pipeline.plan import Plan
 from pipeline.recipe import Recipe
+from pipeline.safety import SafetyChecker
 from pipeline.trace import Record, discard
 from pipeline.transformer import Context
 from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress
@@ -45,6 +47,7 @@ class Pipeline:
     vae: nn.Module
     audio_vae: nn.Module
     vocoder: nn.Module
+    safety: SafetyChecker | None = None
 
 
 def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
@@ -96,6 +99,15 @@ def generate(
     if pipeline.model.demo:
         yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
 
+    checker = pipeline.safety if request.check_safety else None
+    if request.check_safety and checker is None:
+        yield Progress("safety", 1, 1, message="enable_safety_checker: no checker is installed, nothing is checked")
+    if checker is not None:
+        checker.check_prompt(request.prompt)
+        with Image.open(request.image) as start:
+            checker.check_picture(np.asarray(start.convert("RGB")), field="image")
+        yield Progress("safety", 1, 1)
+
     words = prompt.expand(request.prompt) if request.expand_prompt else request.prompt
     yield Progress("expand", 1, 1)
     try:
@@ -106,7 +118,7 @@ def generate(
         yield Progress("text_encode", 1, 1)
 
         with _timed(seconds, "image_encode"):
-            picture = pixels(request.image, size=plan.size, crf=pipeline.recipe.image_crf)
+            picture = conditioning.pixels(request.image, size=plan.size, crf=pipeline.recipe.image_crf)
             image_latents = decode.encode(pipeline.vae, picture)
         record("image_pixels", picture)
         record("image_latent", image_latents)
@@ -140,7 +152,7 @@ def generate(
                 waveform = decode.decode_audio(pipeline.audio_vae, pipeline.vocoder, audio_latents)
                 record("wave", waveform)
                 mp4.audio(waveform.float().cpu().numpy(), sample_rate=SAMPLE_RATE)
-            yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, record))
+            yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, checker=checker, record=record))
         seconds["decode"] = time.monotonic() - began
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"{plan.size} at {plan.num_frames} frames does not fit the device: {error}") from error
@@ -158,14 +170,23 @@ def generate(
 
 
 def _write_frames(
-    pipeline: Pipeline, latents: Tensor, plan: Plan, mp4: Mp4Writer, record: Record
+    pipeline: Pipeline,
+    latents: Tensor,
+    plan: Plan,
+    mp4: Mp4Writer,
+    *,
+    checker: SafetyChecker | None,
+    record: Record,
 ) -> Generator[Progress, None, None]:
     kept = []
     done = 0
     for chunk in decode.decode(pipeline.vae, latents):
         if record is not discard:
             kept.append(chunk.float())
-        mp4.frames((chunk.float() * 255).round().to(torch.uint8).cpu().numpy())
+        pixels = (chunk.float() * 255).round().to(torch.uint8).cpu().numpy()
+        if checker is not None:
+            checker.check_picture(pixels[-1], field="prompt")
+        mp4.frames(pixels)
         done += len(chunk)
         yield Progress("decode", done, plan.num_frames)
     if kept:

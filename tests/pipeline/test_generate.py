@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline import generate, plan, recipe
-from pipeline.errors import WeightsError
+from pipeline.errors import ContentError, WeightsError
 from pipeline.types import GenerationRequest, Size
 
 TINY = replace(
@@ -112,3 +112,42 @@ def test_an_empty_prompt_and_a_very_long_one_both_make_a_clip(pipeline, request_
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(WeightsError, match=r"ltx-2\.3-tiny\.safetensors.*ltxd weights build-demo"):
         generate.load(TINY, models=tmp_path, device="cpu")
+
+
+class Prude:
+    """A checker that flags what it is told to, and keeps what it has looked at."""
+
+    def __init__(self, flags):
+        self.flags, self.seen = flags, []
+
+    def check_prompt(self, _prompt):
+        self.look("prompt")
+
+    def check_picture(self, picture, *, field):
+        assert picture.dtype == np.uint8
+        self.look("image" if field == "image" else "frames")
+
+    def look(self, what):
+        self.seen.append(what)
+        if what == self.flags:
+            raise ContentError("flagged", field="prompt")
+
+
+@pytest.mark.parametrize("flags", ["prompt", "image", "frames"])
+def test_what_the_checker_flags_ends_the_generation_and_leaves_no_file(pipeline, request_, tmp_path, flags):
+    prude = Prude(flags)
+    with pytest.raises(ContentError):
+        run(replace(pipeline, safety=prude), request_, tmp_path / "out.mp4")
+    assert prude.seen[-1] == flags
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checker_that_is_switched_off_sees_nothing(pipeline, request_, tmp_path):
+    prude = Prude("prompt")
+    run(replace(pipeline, safety=prude), replace(request_, check_safety=False), tmp_path / "out.mp4")
+    assert prude.seen == []
+
+
+def test_without_a_checker_the_log_says_that_nothing_was_checked(pipeline, request_, tmp_path):
+    _, seen = run(pipeline, request_, tmp_path / "out.mp4")
+    assert any("nothing is checked" in (p.message or "") for p in seen)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     before = torch.get_num_threads()

@@ -1,0 +1,130 @@
+"""The generating process: loads one recipe's model, then makes clips one after another as its parent asks.
+
+`python -m pipeline.worker --fd N --recipe NAME --models DIR --device DEVICE`, where N is a connected socket. It dies
+with its parent. A caller's error leaves it running; any other failure may have poisoned the device, so it says so and
+leaves with status 70, and the parent starts a fresh one.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import faulthandler
+import logging
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from pipeline.errors import CallerError
+from pipeline.types import Generated, Progress
+from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Message, Ready, failed, pack, receive
+
+EXIT_FAILED = 70
+PR_SET_PDEATHSIG = 1
+
+Start = Callable[[Generate], Generator[Progress, None, Generated]]
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the process; gives its exit status."""
+    parser = argparse.ArgumentParser(prog="pipeline.worker")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    protect()
+    connection = socket.socket(fileno=args.fd)
+    try:
+        # why: torch takes seconds to import, and the signals and the parent's death must be handled before that
+        from pipeline import generate, recipe
+        from pipeline.plan import make_plan
+
+        chosen = recipe.load(args.recipe)
+        pipeline = generate.load(chosen, models=args.models, device=args.device)
+    except Exception as error:
+        log.exception("the model did not load")
+        connection.sendall(pack(failed(error)))
+        return EXIT_FAILED
+
+    def start(job: Generate) -> Generator[Progress, None, Generated]:
+        return generate.generate(pipeline, job.request, make_plan(job.request, chosen), output=job.output)
+
+    connection.sendall(pack(Ready(pipeline.model)))
+    return work(connection, start)
+
+
+def protect() -> None:
+    """Lets a crash leave its stack on stderr, the parent's death end this process, and its signals pass by."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def work(connection: socket.socket, start: Start) -> int:
+    """Answers every Generate on `connection` until Stop; gives the exit status."""
+    jobs: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
+    cancel = threading.Event()
+    listener = threading.Thread(target=_listen, args=(connection, jobs, cancel), daemon=True)
+    listener.start()
+    try:
+        while (job := jobs.get()) is not None:
+            answer = _answer(connection, start, job, cancel)
+            connection.sendall(pack(answer))
+            if isinstance(answer, Failed) and answer.field is None:
+                return EXIT_FAILED
+    except ConnectionError:
+        log.info("the server is gone")
+    finally:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RD)
+        listener.join()
+    return 0
+
+
+def _listen(connection: socket.socket, jobs: queue.SimpleQueue[Generate | None], cancel: threading.Event) -> None:
+    while True:
+        match receive(connection):
+            case Generate() as job:
+                # why: a Cancel that crossed the end of the clip before must not stop this one
+                cancel.clear()
+                jobs.put(job)
+            case Cancel():
+                cancel.set()
+            case _:
+                # why: Stop, or the parent is gone and nobody is left to make the clip for
+                cancel.set()
+                jobs.put(None)
+                return
+
+
+def _answer(connection: socket.socket, start: Start, job: Generate, cancel: threading.Event) -> Message:
+    try:
+        clip = start(job)
+        while True:
+            progress = next(clip)
+            connection.sendall(pack(progress))
+            if cancel.is_set():
+                clip.close()
+                return Cancelled()
+    except StopIteration as end:
+        return Done(end.value)
+    except ConnectionError:
+        raise
+    except CallerError as error:
+        return failed(error)
+    except Exception as error:
+        log.exception("the clip failed")
+        return failed(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""HTTP in fal's words: requests, queue, files, keys. Never imports torch."""

@@ -1,0 +1,43 @@
+"""Answers and bodies of requests, as bytes."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.errors import Failure, FalError, plain
+from server.roles import Caller
+
+
+def reply(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON answer, escaped to ASCII: so no text fails, and no client garbles a character that was cut in two."""
+    return Response(json.dumps(content), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def fail(failure: Failure, *, request_id: str | None = None) -> Response:
+    """The answer that tells of `failure`."""
+    headers = failure.headers()
+    if request_id is not None:
+        headers["x-fal-request-id"] = request_id
+    return reply(failure.body(), status=failure.status, headers=headers)
+
+
+def caller(request: Request) -> Caller:
+    """How the server was called."""
+    found: Caller = request.scope["caller"]
+    return found
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The whole body.
+
+    Raises: FalError if it has more than `limit` bytes.
+    """
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit:
+            raise FalError(plain("body_too_large", f"The body has more than the {limit} bytes allowed"))
+    return bytes(body)

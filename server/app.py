@@ -1,0 +1,121 @@
+"""The HTTP application: the edge that every request passes, and the routes behind it."""
+
+import uuid
+
+from fastapi import FastAPI, Request, Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.agent import Agent
+from server.answers import caller, fail, reply
+from server.blobs import LocalBlobs
+from server.errors import FalError, model_failure, plain
+from server.gate import cors, preflight, refusal
+from server.jobs import JobNotFoundError, Jobs
+from server.orphans import Orphans
+from server.roles import PROXY_PATH, NotFalError, resolve
+from server.routes import files, health, queue, run
+from server.schema import APP
+from server.settings import Settings
+from server.store import Store
+
+NOT_AGAIN = {"x-fal-retryable": "false", "x-fal-needs-retry": "0"}
+"""What an error says unless it knows better."""
+
+
+def create_app(
+    settings: Settings, *, store: Store, blobs: LocalBlobs, jobs: Jobs, agent: Agent, orphans: Orphans
+) -> ASGIApp:
+    """The application."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.include_router(run.router(settings, jobs, orphans))
+    app.include_router(queue.router(settings, jobs, agent))
+    app.include_router(files.router(store, blobs))
+    app.include_router(health.router(store, agent))
+
+    @app.exception_handler(FalError)
+    async def answer_failure(_request: Request, error: FalError) -> Response:
+        return fail(error.failure)
+
+    @app.exception_handler(JobNotFoundError)
+    async def answer_unknown_job(_request: Request, _error: JobNotFoundError) -> Response:
+        return reply({"status": "NOT_FOUND"}, status=404)
+
+    @app.exception_handler(HTTPException)
+    async def answer_unknown_path(request: Request, error: HTTPException) -> Response:
+        called = caller(request)
+        if error.status_code == 405:
+            return fail(plain("method_not_allowed", f"{request.method} is not allowed on {called.path}"))
+        if called.role in ("run", "queue") and called.path.startswith("/fal-ai/"):
+            if not f"{called.path}/".startswith(f"/{APP}/"):
+                name = "/".join(called.path.split("/")[2:3])
+                return reply({"detail": f'Application "{name}" not found'}, status=404)
+            return reply({"detail": f"Path /{called.path.removeprefix(f'/{APP}').strip('/')} not found"}, status=404)
+        return reply({"detail": f"Path {called.path} not found"}, status=404)
+
+    @app.exception_handler(Exception)
+    async def answer_fault(_request: Request, _error: Exception) -> Response:
+        return fail(model_failure("internal_server_error", "Internal server error"))
+
+    return Edge(app, settings)
+
+
+class Edge:
+    """Refuses strangers, finds the role of each request, and puts on every answer what all have in common."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes one request on."""
+        if scope["type"] != "http":
+            await self._app({**scope, "caller": None}, receive, send)
+            return
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        public = scope["path"].startswith("/files/") and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        common = {"x-fal-request-id": str(uuid.uuid4()), "x-content-type-options": "nosniff"}
+        why = refusal(headers, self._settings, public=public)
+        if public:
+            common |= cors(None)
+        elif origin is not None and why is None:
+            common |= cors(origin)
+
+        async def send_with_common(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                for name, value in (common | NOT_AGAIN if message["status"] >= 400 else common).items():
+                    answer.setdefault(name, value)
+            await send(message)
+
+        early = self._early(scope, headers, why)
+        if early is not None:
+            await early(scope, receive, send_with_common)
+            return
+        try:
+            target = resolve(
+                scheme=scope["scheme"],
+                host=headers.get("host", ""),
+                path=scope["path"],
+                target_url=headers.get("x-fal-target-url"),
+            )
+        except NotFalError:
+            await reply("Invalid request", status=412)(scope, receive, send_with_common)
+            return
+        inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "caller": target.caller}
+        if target.query is not None:
+            inner["query_string"] = target.query.encode()
+        await self._app(inner, receive, send_with_common)
+
+    @staticmethod
+    def _early(scope: Scope, headers: Headers, why: str | None) -> Response | None:
+        """The answer to a request that goes no further, because of `why` or for another reason."""
+        if why is not None:
+            return fail(plain("forbidden", why))
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return Response(status_code=204, headers=preflight())
+        if scope["path"].rstrip("/") == PROXY_PATH and "x-fal-target-url" not in headers:
+            return reply("Invalid request", status=400)
+        return None

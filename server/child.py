@@ -1,0 +1,148 @@
+"""The generating process as the agent sees it: started by exec, spoken to over a socket pair, killed when it hangs."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from pipeline.wire import Message, Stop, WireError, pack, receive_from
+from server.settings import Settings
+
+TAIL_LINES = 40
+STOP_SECONDS = 5.0
+
+Command = Callable[[int], Sequence[str]]
+"""The argument vector of a generating process that talks on the file descriptor given."""
+
+log = logging.getLogger("ltxd.worker")
+
+
+class ChildLostError(Exception):
+    """The generating process died or went silent."""
+
+
+def worker_command(settings: Settings) -> Command:
+    """The command of the real generating process."""
+
+    def command(fd: int) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "pipeline.worker",
+            f"--fd={fd}",
+            f"--recipe={settings.recipe}",
+            f"--models={settings.models}",
+            f"--device={settings.device}",
+        ]
+
+    return command
+
+
+class Child:
+    """One running generating process. What it prints goes to the log; the last lines are kept in `tail`."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._process = process
+        self._writer = writer
+        self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._tasks = (asyncio.create_task(self._listen(reader)), asyncio.create_task(self._print()))
+
+    @classmethod
+    async def start(cls, command: Command) -> "Child":
+        """Starts the process that `command` names."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                *command(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+            )
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.returncode is None
+
+    def send(self, message: Message) -> None:
+        """Sends `message`; to a process that is gone, nothing."""
+        if not self._writer.is_closing():
+            self._writer.write(pack(message))
+
+    async def next(self, *, within: float) -> Message:
+        """The next message.
+
+        Units: `within` in seconds.
+        Raises: ChildLostError if the process ends, or says nothing for that long.
+        """
+        try:
+            async with asyncio.timeout(within):
+                message = await self._messages.get()
+        except TimeoutError:
+            raise ChildLostError(f"no sign of life for {within:g} s") from None
+        if message is None:
+            status = await self.kill()
+            last = f": {self.tail[-1]}" if self.tail else ""
+            raise ChildLostError(f"it {_how(status)}{last}")
+        return message
+
+    async def stop(self) -> None:
+        """Asks it to leave, and kills it if it does not."""
+        self.send(Stop())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._process.wait()
+        await self.kill()
+
+    async def kill(self) -> int:
+        """Ends it now, and everything it started; gives its exit status."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        status = await self._process.wait()
+        self._writer.close()
+        await asyncio.gather(*self._tasks)
+        return status
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        message: Message | None = None
+        try:
+            while (message := await receive_from(reader)) is not None:
+                self._messages.put_nowait(message)
+        except WireError:
+            log.exception("the generating process sent rubbish")
+        self._messages.put_nowait(None)
+
+    async def _print(self) -> None:
+        stream = self._process.stdout
+        rest = b""
+        while stream is not None and (part := await stream.read(65_536)):
+            *lines, rest = (rest + part).replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                self._keep(line)
+            rest = rest[-65_536:]
+        self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            self.tail.append(text)
+            log.info("%s", text)
+
+
+def _how(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"left with status {status}"

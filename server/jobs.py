@@ -1,0 +1,125 @@
+"""From the bytes of a request to a job in the store, and from a job to what its caller is told."""
+
+import base64
+import json
+import secrets
+import uuid
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.bell import Bell
+from server.blobs import LocalBlobs
+from server.errors import Failure, FalError, invalid, model_failure, not_json, plain
+from server.schema import File, ImageToVideoInput, ImageToVideoOutput
+from server.store import Job, Store
+
+LOW = 1
+NORMAL = 0
+RECHECK_SECONDS = 1.0
+
+
+def parse(body: bytes) -> ImageToVideoInput:
+    """The input in `body`, whatever its content type.
+
+    Raises: FalError.
+    """
+    try:
+        value = json.loads(body)
+    except RecursionError as error:
+        raise FalError(not_json("nested too deeply")) from error
+    except ValueError as error:
+        raise FalError(not_json(str(error), position=getattr(error, "pos", 0))) from error
+    try:
+        return ImageToVideoInput.model_validate(value)
+    except ValidationError as error:
+        raise FalError(invalid(error)) from error
+
+
+def freeze(given: ImageToVideoInput) -> bytes:
+    """The payload of a job: every input, with the seed drawn, so that a retry makes the same clip.
+
+    A drawn seed is below 2^31, which JavaScript keeps exactly.
+    """
+    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
+    return given.model_copy(update={"seed": seed}).model_dump_json().encode()
+
+
+class Jobs:
+    """Submits jobs, waits for them, and words their results."""
+
+    def __init__(self, store: Store, blobs: LocalBlobs, bell: Bell) -> None:
+        self.store = store
+        self._blobs = blobs
+        self._bell = bell
+
+    async def submit(self, given: ImageToVideoInput, *, priority: int = NORMAL, max_waiting: int) -> str:
+        """The id of a new job.
+
+        Raises: FalError if too many jobs wait.
+        """
+        job_id = str(uuid.uuid4())
+        if not await self.store.submit(job_id, freeze(given), priority=priority, max_waiting=max_waiting):
+            raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
+        return job_id
+
+    async def submit_failed(self, failure: Failure) -> str:
+        """The id of a new job that has ended with `failure`."""
+        job_id = str(uuid.uuid4())
+        await self.store.submit_failed(job_id, failure)
+        return job_id
+
+    async def get(self, job_id: str) -> Job:
+        """The job.
+
+        Raises: JobNotFoundError.
+        """
+        job = await self.store.get(job_id)
+        if job is None:
+            raise JobNotFoundError(job_id)
+        return job
+
+    async def change(self, seen: int) -> None:
+        """Returns when a job may have changed since the bell had rung `seen` times."""
+        await self._bell.wait(seen, at_most=RECHECK_SECONDS)
+
+    @property
+    def rings(self) -> int:
+        """How often something has changed."""
+        return self._bell.rings
+
+    async def ended(self, job_id: str) -> Job:
+        """The job, once it has ended."""
+        while True:
+            seen = self.rings
+            job = await self.get(job_id)
+            if job.status == "COMPLETED":
+                return job
+            await self.change(seen)
+
+    async def file(self, file_id: str) -> bytes | None:
+        """The bytes of the file, or None if there is none or it has expired."""
+        file = await self.store.file(file_id)
+        return None if file is None else await self._blobs.read(file.id)
+
+    async def output(self, job: Job, *, origin: str) -> dict[str, Any]:
+        """What the caller gets for an ended job, with file URLs that begin with `origin`.
+
+        Raises: FalError.
+        """
+        if job.failure is not None or job.result is None:
+            raise FalError(job.failure or model_failure("internal_server_error", "Internal server error"))
+        file = await self.store.file(job.result["file"])
+        if file is None:
+            raise FalError(plain("not_found", "The result has expired"))
+        url = f"{origin}/files/{file.id}/{file.name}"
+        if job.result["sync_mode"]:
+            data = await self._blobs.read(file.id)
+            url = f"data:{file.content_type};base64,{base64.b64encode(data).decode('ascii')}"
+        video = File(url=url, content_type=file.content_type, file_name=file.name, file_size=file.size)
+        output = ImageToVideoOutput(video=video, seed=job.result["seed"], prompt=job.result["prompt"])
+        return output.model_dump()
+
+
+class JobNotFoundError(Exception):
+    """No job has this id."""

@@ -1,0 +1,249 @@
+"""Gets the start image: from a data URI, from one of our own files, or over HTTP but never from a private network.
+
+A name is resolved once; every address it has must be permitted; the connection goes to that address. So neither a
+redirect nor a name whose answer changes between check and use reaches what a stranger may not.
+"""
+
+import asyncio
+import base64
+import binascii
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from urllib.parse import unquote_to_bytes
+
+import httpcore2
+import httpx2
+
+from server.errors import FieldError
+from server.settings import Settings
+
+MAX_REDIRECTS = 5
+MAX_URL = 8_192
+CONNECT_TIMEOUT = 5.0
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+OwnFile = Callable[[str], Awaitable[bytes | None]]
+"""The bytes of one of our own files by its id, if there is one."""
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+
+# special ranges that `is_global` lets pass in some Python versions, and those that carry an IPv4 address within
+FORBIDDEN: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "0.0.0.0/8",
+        "100.64.0.0/10",
+        "192.0.0.0/24",
+        "198.18.0.0/15",
+        "240.0.0.0/4",
+        "64:ff9b::/96",
+        "64:ff9b:1::/48",
+        "2001::/32",
+        "2002::/16",
+        "fec0::/10",
+    )
+)
+
+
+class ForbiddenAddressError(Exception):
+    """A name leads where the caller may not go."""
+
+
+def permitted(text: str, allowed: Sequence[Network] = ()) -> bool:
+    """Whether a stranger's URL may lead to the address `text`: it is public, or in one of the `allowed` networks."""
+    address: Address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    if any(address in network for network in allowed if network.version == address.version):
+        return True
+    if not address.is_global or address.is_multicast:
+        return False
+    return not any(address in network for network in FORBIDDEN if network.version == address.version)
+
+
+async def system_resolve(host: str, port: int) -> list[str]:
+    """The addresses of `host`, as the system knows them."""
+    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(answer[4][0]) for answer in answers]
+
+
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Connects only where `permitted`, to the very address that was checked."""
+
+    def __init__(
+        self, allowed: Sequence[Network], *, resolve: Resolve, connector: httpcore2.AsyncNetworkBackend
+    ) -> None:
+        self._allowed = allowed
+        self._resolve = resolve
+        self._connector = connector
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 -- the signature is the library's
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """A connection to the first address of `host`.
+
+        Raises: ForbiddenAddressError.
+        """
+        try:
+            addresses = await asyncio.wait_for(self._resolve(host, port), timeout)
+        except (OSError, UnicodeError, TimeoutError) as error:
+            raise httpcore2.ConnectError(f"{host} has no address") from error
+        if not addresses or not all(permitted(address, self._allowed) for address in addresses):
+            raise ForbiddenAddressError(host)
+        return await self._connector.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """Waits."""
+        await asyncio.sleep(seconds)
+
+
+class GuardedTransport(httpx2.AsyncHTTPTransport):
+    """The usual transport, on a guarded pool. It knows no proxy and no environment."""
+
+    def __init__(self, backend: httpcore2.AsyncNetworkBackend) -> None:
+        super().__init__(trust_env=False)
+        context = httpx2.create_ssl_context(trust_env=False)
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context, network_backend=backend, max_keepalive_connections=0
+        )
+
+
+class Media:
+    """Fetches start images under the limits of `settings`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        own_file: OwnFile,
+        resolve: Resolve = system_resolve,
+        connector: httpcore2.AsyncNetworkBackend | None = None,
+    ) -> None:
+        self._settings = settings
+        self._own_file = own_file
+        self._backend = GuardedBackend(
+            settings.allow_private_networks, resolve=resolve, connector=connector or httpcore2.AnyIOBackend()
+        )
+
+    @classmethod
+    def standalone(cls, settings: Settings) -> "Media":
+        """One for a program that has no files of its own."""
+
+        async def none(_file_id: str) -> None:
+            return None
+
+        return cls(settings, own_file=none)
+
+    async def fetch_image(self, url: str) -> bytes:
+        """The bytes that `url` names.
+
+        Raises: FieldError.
+        """
+        if url[:5].lower() == "data:":
+            return await asyncio.to_thread(decode_data_uri, url, max_bytes=self._settings.max_image_bytes)
+        if len(url) > MAX_URL:
+            raise _not_downloaded(url, f"the URL has {len(url)} characters; at most {MAX_URL} are allowed")
+        try:
+            parsed = httpx2.URL(url)
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise _not_downloaded(url, "it is not a URL") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise _not_downloaded(url, "it must start with http://, https:// or data:")
+        match parsed.path.split("/"):
+            case ["", "files", file_id, _]:
+                # why: the id is a secret, so whoever knows it may read the file, whatever name he calls us by
+                own = await self._own_file(file_id)
+                if own is not None:
+                    return own
+        try:
+            async with asyncio.timeout(self._settings.fetch_timeout):
+                return await self._download(parsed)
+        except ForbiddenAddressError as error:
+            raise _not_downloaded(url, "it leads into a private network") from error
+        except TimeoutError as error:
+            raise _not_downloaded(url, f"it took longer than {self._settings.fetch_timeout:g} s") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, httpcore2.ConnectError, OSError, ValueError) as error:
+            raise _not_downloaded(url, f"the server did not answer properly ({type(error).__name__})") from error
+
+    async def _download(self, url: httpx2.URL) -> bytes:
+        transport = GuardedTransport(self._backend)
+        timeout = httpx2.Timeout(self._settings.fetch_timeout, connect=CONNECT_TIMEOUT)
+        headers = {
+            "user-agent": "Mozilla/5.0 (compatible; ltxd)",
+            "accept": "image/*,*/*;q=0.8",
+            "accept-encoding": "identity",
+        }
+        async with httpx2.AsyncClient(
+            transport=transport, timeout=timeout, headers=headers, follow_redirects=False, trust_env=False
+        ) as client:
+            for _ in range(MAX_REDIRECTS + 1):
+                async with client.stream("GET", url) as response:
+                    if response.next_request is None:
+                        return await self._body(response)
+                    url = response.next_request.url
+                    if url.scheme not in ("http", "https"):
+                        raise _not_downloaded(str(url), "it redirects to something that is not http")
+        raise _not_downloaded(str(url), f"it redirects more than {MAX_REDIRECTS} times")
+
+    async def _body(self, response: httpx2.Response) -> bytes:
+        limit = self._settings.max_image_bytes
+        if response.status_code != httpx2.codes.OK:
+            raise _not_downloaded(str(response.url), f"the server answered {response.status_code}")
+        if int(response.headers.get("content-length", 0)) > limit:
+            raise _too_large(limit)
+        body = bytearray()
+        async for part in response.aiter_raw():
+            body += part
+            if len(body) > limit:
+                raise _too_large(limit)
+        return bytes(body)
+
+
+def decode_data_uri(uri: str, *, max_bytes: int) -> bytes:
+    """The bytes within a data URI.
+
+    Raises: FieldError.
+    """
+    head, comma, body = uri.partition(",")
+    if not comma:
+        raise FieldError("image_load_error", "Image load error: the data URI has no comma", field="image_url")
+    if not head.lower().endswith(";base64"):
+        if len(body) > 3 * max_bytes:
+            raise _too_large(max_bytes)
+        data = unquote_to_bytes(body)
+    else:
+        # why: the length is checked before a byte is decoded; four characters carry three bytes
+        if len(body) > max_bytes // 3 * 4 + 4:
+            raise _too_large(max_bytes)
+        try:
+            compact = "".join(body.replace("%2B", "+").replace("%2F", "/").replace("%3D", "=").split())
+            data = base64.b64decode(
+                compact + "=" * (-len(compact) % 4), altchars=b"-_" if _url_safe(compact) else None, validate=True
+            )
+        except (binascii.Error, ValueError) as error:
+            message = "Image load error: the data URI is not valid base64"
+            raise FieldError("image_load_error", message, field="image_url") from error
+    if len(data) > max_bytes:
+        raise _too_large(max_bytes)
+    return data
+
+
+def _url_safe(text: str) -> bool:
+    return "-" in text or "_" in text
+
+
+def _not_downloaded(url: str, why: str) -> FieldError:
+    return FieldError("file_download_error", f"File download error: {why}", field="image_url", given=url)
+
+
+def _too_large(limit: int) -> FieldError:
+    message = f"File too large: at most {limit} bytes are allowed"
+    return FieldError("file_too_large", message, field="image_url", context={"max_size": limit})

@@ -1,0 +1,98 @@
+"""Which of fal's services a request is meant for, and how the caller called this server.
+
+By `x-fal-target-url` (what the JavaScript client sends through `proxyUrl`), else by Host (fal's own names, mapped
+here), else by the first segment of the path; a bare path is `run`. Each role's routes stand under `/{role}` inside.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from server.schema import APP, ENDPOINT
+
+Role = Literal["run", "queue", "rest", "cdn", "site"]
+
+HOSTS: dict[str, Role] = {
+    "fal.run": "run",
+    "falrun.com": "run",
+    "queue.fal.run": "queue",
+    "queue.falrun.com": "queue",
+    "rest.fal.ai": "rest",
+    "rest.alpha.fal.ai": "rest",
+    "v3.fal.media": "cdn",
+    "v3b.fal.media": "cdn",
+}
+PREFIXES: dict[str, Role] = {"run": "run", "queue": "queue", "rest": "rest", "cdn": "cdn"}
+SITE = ("health", "files")
+PROXY_PATH = "/api/fal/proxy"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """How this server was called. URLs of requests in answers begin with `base`, those of files with `origin`."""
+
+    role: Role
+    base: str
+    origin: str
+    path: str
+    """As the caller wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request goes: `path` is the path of a route; `query` replaces the request's, unless None."""
+
+    caller: Caller
+    path: str
+    query: str | None = None
+
+
+class NotFalError(Exception):
+    """The target URL names none of fal's services."""
+
+
+def resolve(*, scheme: str, host: str, path: str, target_url: str | None) -> Target:
+    """Where a request for `path` on `host` goes.
+
+    Raises: NotFalError.
+    """
+    origin = f"{scheme}://{host}"
+    if target_url is not None:
+        try:
+            url = urlsplit(target_url)
+            role = HOSTS.get(url.hostname or "")
+        except ValueError as error:
+            raise NotFalError(target_url) from error
+        if role is None or url.scheme != "https":
+            raise NotFalError(target_url)
+        return _target(role, unquote(url.path), base=f"https://{url.netloc}", origin=origin, query=url.query)
+    first, _, rest = path.removeprefix("/").partition("/")
+    if first in SITE:
+        return Target(Caller("site", origin, origin, path), _bare(path))
+    named = HOSTS.get(hostname(host))
+    if named is not None:
+        return _target(named, path, base=origin, origin=origin)
+    if first in PREFIXES:
+        return _target(PREFIXES[first], f"/{rest}", base=f"{origin}/{first}", origin=origin)
+    if path.startswith("/api/") or path == "/":
+        return Target(Caller("site", origin, origin, path), _bare(path))
+    return _target("run", path, base=origin, origin=origin)
+
+
+def hostname(host: str) -> str:
+    """The name in a Host header, without the port; empty if there is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").lower()
+    except ValueError:
+        return ""
+
+
+def _target(role: Role, path: str, *, base: str, origin: str, query: str | None = None) -> Target:
+    # why: a path of a request means the same everywhere, and clients build it from either host
+    if role in ("run", "queue") and path.startswith((f"/{APP}/requests/", f"/{ENDPOINT}/requests/")):
+        role = "queue"
+    return Target(Caller(role, base, origin, path), f"/{role}{_bare(path)}", query)
+
+
+def _bare(path: str) -> str:
+    return path.rstrip("/") or "/"

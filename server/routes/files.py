@@ -1,0 +1,41 @@
+"""The generated files, found by id. Whoever knows the address may read: clients fetch them without a key."""
+
+import time
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import FileResponse
+
+from server.answers import fail
+from server.blobs import LocalBlobs
+from server.errors import plain
+from server.store import Store
+
+
+def router(store: Store, blobs: LocalBlobs) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.api_route("/files/{file_id}/{name}", methods=["GET", "HEAD"])
+    async def read(request: Request, file_id: str, name: str) -> Response:
+        file = await store.file(file_id)
+        if file is None or file.name != name:
+            return fail(plain("not_found", "There is no such file, or it has expired"))
+        etag = f'"{file.sha256}"'
+        headers = {
+            "etag": etag,
+            "cache-control": f"public, max-age={max(0, int(file.expires - time.time()))}, immutable",
+            "content-security-policy": "sandbox; default-src 'none'",
+            "cross-origin-resource-policy": "cross-origin",
+        }
+        if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")):
+            return Response(status_code=304, headers=headers)
+        path = blobs.path(file.id)
+        return FileResponse(
+            path,
+            headers=headers,
+            media_type=file.content_type,
+            filename=file.name,
+            content_disposition_type="inline",
+        )
+
+    return routes

@@ -1,0 +1,156 @@
+"""The queue host: submit, status, result, cancel. Every answer about a job is found by its id alone."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.responses import StreamingResponse
+
+from server.agent import Agent
+from server.answers import caller, fail, read_body, reply
+from server.errors import FalError, plain
+from server.jobs import LOW, NORMAL, JobNotFoundError, Jobs, parse
+from server.schema import APP, ENDPOINT
+from server.settings import Settings
+from server.store import Job, LogLine
+
+PING_SECONDS = 15.0
+
+
+def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
+    """The routes."""
+    routes = APIRouter()
+
+    @routes.post(f"/queue/{ENDPOINT}")
+    async def submit(request: Request) -> Response:
+        body = await read_body(request, limit=settings.max_body_bytes)
+        limit = _max_waiting(request, settings)
+        priority = LOW if request.headers.get("x-fal-queue-priority", "").lower() == "low" else NORMAL
+        try:
+            given = parse(body)
+        except FalError as error:
+            # why: fal accepts any body, and the model's refusal is the job's result
+            job_id = await jobs.submit_failed(error.failure)
+        else:
+            job_id = await jobs.submit(given, priority=priority, max_waiting=limit)
+        job = await jobs.get(job_id)
+        answer = _links(job_id, caller(request).base) | {
+            "status": "IN_QUEUE",
+            "queue_position": job.position,
+            "logs": None,
+            "metrics": {},
+        }
+        return reply(answer, headers={"x-fal-request-id": job_id})
+
+    async def status(request: Request, job_id: str) -> Response:
+        job = await jobs.get(job_id)
+        logs = await jobs.store.logs(job_id) if _wants_logs(request) else None
+        answer = status_body(job, base=caller(request).base, logs=logs)
+        code = 200 if job.status == "COMPLETED" else 202
+        return reply(answer, status=code, headers={"x-fal-request-id": job_id})
+
+    async def status_stream(request: Request, job_id: str) -> Response:
+        await jobs.get(job_id)
+        events = _events(jobs, agent, job_id, base=caller(request).base, wants_logs=_wants_logs(request))
+        headers = {"x-fal-request-id": job_id, "cache-control": "no-cache"}
+        return StreamingResponse(events, headers=headers, media_type="text/event-stream")
+
+    async def result(request: Request, job_id: str) -> Response:
+        job = await jobs.get(job_id)
+        if job.status != "COMPLETED":
+            return fail(plain("bad_request", "Request is still in progress"), request_id=job_id)
+        try:
+            output = await jobs.output(job, origin=caller(request).origin)
+        except FalError as error:
+            return fail(error.failure, request_id=job_id)
+        return reply(output, headers={"x-fal-request-id": job_id, "x-fal-billable-units": str(job.units)})
+
+    async def cancel(job_id: str) -> Response:
+        outcome = await jobs.store.cancel(job_id)
+        if outcome == "NOT_FOUND":
+            raise JobNotFoundError(job_id)
+        code = 202 if outcome == "CANCELLATION_REQUESTED" else 400
+        return reply({"status": outcome}, status=code, headers={"x-fal-request-id": job_id})
+
+    for app in (APP, ENDPOINT):
+        path = f"/queue/{app}/requests/{{job_id}}"
+        routes.get(f"{path}/status")(status)
+        routes.get(f"{path}/status/stream")(status_stream)
+        routes.get(path)(result)
+        routes.get(f"{path}/response")(result)
+        routes.put(f"{path}/cancel")(cancel)
+    return routes
+
+
+def status_body(job: Job, *, base: str, logs: list[LogLine] | None) -> dict[str, Any]:
+    """The status of a job. Without `logs` asked for they are null, as a client's loop over them expects neither."""
+    body: dict[str, Any] = {"status": job.status} | _links(job.id, base)
+    if job.status == "IN_QUEUE":
+        body["queue_position"] = job.position
+    body["logs"] = None if logs is None else [_log_entry(line) for line in logs]
+    body["metrics"] = {}
+    if job.status == "COMPLETED":
+        if job.inference_seconds is not None:
+            body["metrics"] = {"inference_time": job.inference_seconds}
+        if job.failure is not None:
+            body |= {"error": job.failure.summary(), "error_type": job.failure.error_type}
+    return body
+
+
+async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, wants_logs: bool) -> AsyncIterator[str]:
+    """The status at every change, each with only the log lines that are new, until the job has ended."""
+    told: dict[str, Any] = {}
+    lines = 0
+    quiet_since = asyncio.get_running_loop().time()
+    while not agent.draining:
+        seen = jobs.rings
+        job = await jobs.get(job_id)
+        logs = await jobs.store.logs(job_id, after=lines) if wants_logs else None
+        body = status_body(job, base=base, logs=logs)
+        if logs or body | {"logs": None} != told:
+            lines += len(logs or [])
+            told = body | {"logs": None}
+            quiet_since = asyncio.get_running_loop().time()
+            yield f"data: {json.dumps(body)}\n\n"
+        elif asyncio.get_running_loop().time() - quiet_since > PING_SECONDS:
+            quiet_since = asyncio.get_running_loop().time()
+            yield ": ping\n\n"
+        if job.status == "COMPLETED":
+            return
+        await jobs.change(seen)
+
+
+def _links(job_id: str, base: str) -> dict[str, Any]:
+    url = f"{base}/{APP}/requests/{job_id}"
+    return {
+        "request_id": job_id,
+        "response_url": url,
+        "status_url": f"{url}/status",
+        "cancel_url": f"{url}/cancel",
+    }
+
+
+def _log_entry(line: LogLine) -> dict[str, str]:
+    at = datetime.fromtimestamp(line.at, UTC).isoformat()
+    return {"message": line.message, "level": line.level, "source": "USER", "timestamp": at}
+
+
+def _wants_logs(request: Request) -> bool:
+    return request.query_params.get("logs", "").lower() in ("1", "true")
+
+
+def _max_waiting(request: Request, settings: Settings) -> int:
+    """The most jobs that may wait before this one is refused.
+
+    Raises: FalError.
+    """
+    text = request.query_params.get("fal_max_queue_length")
+    if text is None:
+        return settings.max_queue_length
+    if not text.isascii() or not text.isdigit() or not 0 < len(text) < 10:
+        raise FalError(plain("bad_request", f"fal_max_queue_length is {text!r}, not a whole number"))
+    # why: "more are waiting" than that refuses, so as many may wait and one more
+    return min(int(text) + 1, settings.max_queue_length)

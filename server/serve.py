@@ -1,0 +1,150 @@
+"""Puts the server together and runs it until it is told to stop."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.agent import Agent
+from server.app import create_app
+from server.bell import Bell
+from server.blobs import LocalBlobs
+from server.child import Command
+from server.jobs import Jobs
+from server.media import Media
+from server.orphans import Orphans
+from server.settings import Settings
+from server.store import Store
+from server.tls import ensure_certificate, ssl_context
+
+SWEEP_SECONDS = 60.0
+CLOSE_SECONDS = 3
+BACKLOG = 2048
+
+log = logging.getLogger("ltxd")
+
+
+class StartError(Exception):
+    """The server cannot start as it is set up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the server listens; `tls` is None when it is off."""
+
+    http: int
+    tls: int | None
+
+
+async def serve(
+    settings: Settings, *, command: Command, stop: asyncio.Event, on_start: Callable[[Ports], None] = lambda _: None
+) -> None:
+    """Runs the server until `stop` is set, then ends it in order. `on_start` is called once the ports answer.
+
+    Raises: StartError, StoreError.
+    """
+    _refuse_strangers(settings)
+    bell = Bell()
+    with contextlib.ExitStack() as sockets:
+        http = sockets.enter_context(_listen(settings.host, settings.port))
+        tls = sockets.enter_context(_listen(settings.host, settings.tls_port)) if settings.tls_port else None
+        store = Store(settings.data, on_change=bell.ring)
+        try:
+            back = await store.recover(max_attempts=settings.max_attempts)
+            if back:
+                log.info("%d jobs that were running when the server died wait again", back)
+            blobs = LocalBlobs(settings.data / "blobs")
+            jobs = Jobs(store, blobs, bell)
+            media = Media(settings, own_file=jobs.file)
+            agent = Agent(settings, store, blobs, media, bell, command=command)
+            orphans = Orphans(store, seconds=settings.orphan_seconds)
+            app = create_app(settings, store=store, blobs=blobs, jobs=jobs, agent=agent, orphans=orphans)
+            servers = [(_server(app), http)]
+            if tls is not None:
+                context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data))
+                servers.append((_server(app, context), tls))
+            working = asyncio.create_task(agent.run())
+            sweeping = asyncio.create_task(_sweep(settings, store, blobs))
+            serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
+            ports = Ports(http.getsockname()[1], None if tls is None else tls.getsockname()[1])
+            log.info("listening on %s, ports %d (HTTP) and %s (HTTPS)", settings.host, ports.http, ports.tls)
+            log.info("there are no keys: only programs on this machine may call")
+            on_start(ports)
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait({stopping, working, *serving}, return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping")
+            stopping.cancel()
+            sweeping.cancel()
+            await agent.drain()
+            for server, _ in servers:
+                server.should_exit = True
+            await asyncio.gather(*serving)
+            await orphans.close()
+            await working
+        finally:
+            await store.close()
+
+
+class _QuietServer(uvicorn.Server):
+    """A server that leaves the signals to us: the jobs are brought home before the connections are closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+def _server(app: ASGIApp, context: ssl.SSLContext | None = None) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+        backlog=BACKLOG,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
+    )
+    return _QuietServer(config)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise StartError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _refuse_strangers(settings: Settings) -> None:
+    try:
+        loopback = ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback:
+        raise StartError(
+            f"host is {settings.host!r}; without keys only a loopback address such as 127.0.0.1 is allowed, "
+            "for anyone who reaches the port may use the device"
+        )
+
+
+async def _sweep(settings: Settings, store: Store, blobs: LocalBlobs) -> None:
+    while True:
+        try:
+            for blob_id in await store.sweep(row_retention=settings.row_retention):
+                await blobs.delete(blob_id)
+        except Exception:
+            log.exception("sweeping failed")
+        await asyncio.sleep(SWEEP_SECONDS)

@@ -1,0 +1,86 @@
+"""The server's settings: read once from the environment (prefix LTX_) and the command line, then passed down."""
+
+import json
+import os
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+
+
+def data_home() -> Path:
+    """The folder that holds everything unless told otherwise, by the XDG rule."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "ltxd"
+
+
+def _split(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+Commas = (NoDecode, BeforeValidator(_split))
+
+
+class Settings(BaseSettings):
+    """Every setting of `ltxd serve`. The name of its environment variable is LTX_ and the field's name in capitals.
+
+    Lists are separated by commas, or written as JSON: LTX_ALLOW_PRIVATE_NETWORKS=192.168.0.0/16,10.0.0.0/8.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="LTX_", frozen=True, extra="ignore")
+
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Without keys only a loopback address is accepted."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port for HTTP.")
+    tls_port: int = Field(
+        8443,
+        ge=0,
+        le=65535,
+        description="Port for HTTPS, with a certificate made at first start; 0 turns it off.",
+    )
+    data: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
+        default_factory=data_home,
+        description="Folder for the database, files, certificate and models. Default: ~/.local/share/ltxd.",
+    )
+    recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
+    device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
+    allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
+        (), description="Private networks (CIDR) that image_url may point into; all others are refused."
+    )
+    cors_origins: Annotated[tuple[str, ...], *Commas] = Field(
+        (), description="Web origins whose pages may call this server. Pages on loopback always may."
+    )
+    trusted_hosts: Annotated[tuple[str, ...], *Commas] = Field(
+        (), description="Names this server is called by, beside localhost, IP addresses and fal's own names."
+    )
+    max_queue_length: int = Field(1000, ge=1, description="Waiting jobs above which a submit is answered 429.")
+    max_body_bytes: int = Field(72_000_000, ge=1024, description="Largest request body, in bytes.")
+    max_image_bytes: int = Field(50_000_000, ge=1024, description="Largest start image, in bytes.")
+    fetch_timeout: float = Field(30.0, gt=0, description="Seconds that fetching a start image may take.")
+    load_timeout: float = Field(900.0, gt=0, description="Seconds that loading the model may take.")
+    step_timeout: float = Field(
+        300.0, gt=0, description="Seconds without progress after which the generating process is taken for hung."
+    )
+    max_attempts: int = Field(3, ge=1, description="Times a job is tried when its generating process dies.")
+    orphan_seconds: float = Field(
+        60.0, ge=0, description="Seconds that a job whose waiting client went away runs on for it to come back."
+    )
+    drain_timeout: float = Field(
+        30.0, ge=0, description="Seconds that the running job may go on after SIGTERM before it is handed back."
+    )
+    result_retention: float = Field(DAY, gt=0, description="Seconds that results and their files are kept.")
+    row_retention: float = Field(30 * DAY, gt=0, description="Seconds that finished jobs are remembered.")
+
+    @property
+    def models(self) -> Path:
+        """The folder of the models."""
+        return self.data / "models"

@@ -1,0 +1,50 @@
+"""The tables of the store."""
+
+from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+
+METADATA = MetaData()
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(36), nullable=False, unique=True),
+    Column("status", String(11), nullable=False, index=True),
+    Column("priority", Integer, nullable=False),  # 0 normal, 1 low
+    Column("payload", LargeBinary),  # dropped when the job ends
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("owner", String(64)),
+    Column("cancel_requested", Integer, nullable=False, default=0),
+    Column("result", Text),
+    Column("failure", Text),
+    Column("http_status", Integer),
+    Column("units", Integer, nullable=False, default=0),
+    Column("inference_seconds", Float),
+    Column("created", Float, nullable=False),
+    Column("started", Float),
+    Column("finished", Float, index=True),
+    sqlite_autoincrement=True,
+)
+
+LOGS = Table(
+    "logs",
+    METADATA,
+    Column("job_id", String(36), primary_key=True),
+    Column("n", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("level", String(8), nullable=False),
+    Column("message", Text, nullable=False),
+)
+
+FILES = Table(
+    "files",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("job_id", String(36), index=True),
+    Column("name", String(255), nullable=False),
+    Column("content_type", String(127), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False, index=True),
+)

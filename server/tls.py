@@ -1,0 +1,155 @@
+"""A certificate for fal's names and this machine, signed by a small authority of our own, made at first start.
+
+The authority may only sign for those names, so trusting it gives nothing else away. Its key stays in the data folder.
+"""
+
+import datetime as dt
+import fcntl
+import ssl
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import certifi
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from server.roles import HOSTS
+
+NAMES = ("localhost", *HOSTS)
+ADDRESSES = ("127.0.0.1", "::1")
+DOMAINS = ("localhost", "fal.run", "falrun.com", "fal.ai", "fal.media")
+NETWORKS = ("127.0.0.0/8", "::1/128")
+AUTHORITY_DAYS = 3650
+# why: browsers refuse longer ones
+CERTIFICATE_DAYS = 397
+RENEW_DAYS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Where the certificate, its key, and the authority's certificate lie."""
+
+    certificate: Path
+    key: Path
+    authority: Path
+    bundle: Path
+    """certifi's authorities and ours, for clients that take only one file."""
+
+
+def ensure_certificate(data: Path) -> Certificate:
+    """The certificate in the folder `data`, made or renewed if need be."""
+    folder = data / "tls"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = Certificate(folder / "server.pem", folder / "server.key", folder / "ca.pem", folder / "bundle.pem")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _is_current(found):
+            _make(found, folder / "ca.key")
+        bundle = Path(certifi.where()).read_text("utf-8") + "\n# ltxd\n" + found.authority.read_text("utf-8")
+        if not found.bundle.exists() or found.bundle.read_text("utf-8") != bundle:
+            _write(found.bundle, bundle.encode())
+    return found
+
+
+def ssl_context(certificate: Certificate) -> ssl.SSLContext:
+    """What a server needs to speak with `certificate`."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.certificate, certificate.key)
+    return context
+
+
+def _is_current(found: Certificate) -> bool:
+    if not all(path.exists() for path in (found.certificate, found.key, found.authority)):
+        return False
+    certificate = x509.load_pem_x509_certificate(found.certificate.read_bytes())
+    left = certificate.not_valid_after_utc - dt.datetime.now(dt.UTC)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return left.days >= RENEW_DAYS and set(names) == set(_alternative_names())
+
+
+def _make(found: Certificate, authority_key: Path) -> None:
+    if found.authority.exists() and authority_key.exists():
+        authority = x509.load_pem_x509_certificate(found.authority.read_bytes())
+        signer = serialization.load_pem_private_key(authority_key.read_bytes(), password=None)
+        if not isinstance(signer, ec.EllipticCurvePrivateKey):
+            raise ValueError(f"{authority_key} is not a key that ltxd made: remove the folder {authority_key.parent}")
+    else:
+        signer = ec.generate_private_key(ec.SECP256R1())
+        authority = _authority(signer)
+        _write(authority_key, _pem(signer))
+        _write(found.authority, authority.public_bytes(serialization.Encoding.PEM))
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = (
+        _builder("ltxd", key.public_key(), days=CERTIFICATE_DAYS)
+        .issuer_name(authority.subject)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(_alternative_names()), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .sign(signer, hashes.SHA256())
+    )
+    _write(found.key, _pem(key))
+    _write(found.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _authority(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
+    allowed: list[x509.GeneralName] = [x509.DNSName(name) for name in DOMAINS]
+    allowed += [x509.IPAddress(ip_network(network)) for network in NETWORKS]
+    signs = x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
+    builder = _builder("ltxd local authority", key.public_key(), days=AUTHORITY_DAYS)
+    return (
+        builder.issuer_name(_name("ltxd local authority"))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(signs, critical=True)
+        .add_extension(x509.NameConstraints(permitted_subtrees=allowed, excluded_subtrees=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _builder(name: str, key: ec.EllipticCurvePublicKey, *, days: int) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(_name(name))
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=days))
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _alternative_names() -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [x509.DNSName(name) for name in NAMES]
+    return names + [x509.IPAddress(ip_address(address)) for address in ADDRESSES]
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    partial.touch(mode=0o600)
+    partial.chmod(0o600)
+    partial.write_bytes(content)
+    partial.replace(path)

@@ -1,0 +1,153 @@
+"""A real server on loopback with a generating process that follows a script, see fake_worker.py."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import httpx2
+import pytest
+from PIL import Image
+
+from server.serve import Ports, serve
+from server.settings import Settings
+
+ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
+FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that runs."""
+
+    settings: Settings
+    ports: Ports
+    http: httpx2.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.http}"
+
+    def run(self, **given: Any) -> httpx2.Response:
+        return self.http.post(f"/{ENDPOINT}", json=given)
+
+    def submit(self, **given: Any) -> dict[str, Any]:
+        answer = self.http.post(f"/queue/{ENDPOINT}", json=given)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def wait(self, submitted: dict[str, Any], status: str = "COMPLETED") -> dict[str, Any]:
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            body = self.http.get(submitted["status_url"], params={"logs": 1}).json()
+            if body["status"] == status:
+                return body
+            time.sleep(0.01)
+        raise AssertionError(f"never {status}: {body}")
+
+
+Launch = Callable[..., contextlib.AbstractContextManager[Running]]
+
+
+def _fake_command(data: Path, clip: Path, *, load_seconds: float = 0.0) -> Callable[[int], list[str]]:
+    return lambda fd: [
+        sys.executable,
+        "-c",
+        # why: a program's folder, not this one, is where Python looks first
+        "import runpy, sys; sys.path.insert(0, sys.argv.pop(1)); runpy.run_path(sys.argv.pop(1), run_name='__main__')",
+        str(ROOT),
+        str(FAKE_WORKER),
+        f"--fd={fd}",
+        f"--marker={data / 'marker'}",
+        f"--clip={clip}",
+        f"--load-seconds={load_seconds}",
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(data: Path, *, command: Callable[[int], list[str]], **given: Any) -> Iterator[Running]:
+    settings = Settings(**{"port": 0, "tls_port": 0, "drain_timeout": 0, **given, "data": data})
+    up, told, loop, stop = threading.Event(), [], asyncio.new_event_loop(), asyncio.Event()
+
+    def on_start(ports: Ports) -> None:
+        told.append(ports)
+        up.set()
+
+    def live() -> None:
+        try:
+            loop.run_until_complete(serve(settings, command=command, stop=stop, on_start=on_start))
+        finally:
+            up.set()
+            loop.close()
+
+    thread = threading.Thread(target=live)
+    thread.start()
+    try:
+        assert up.wait(START_SECONDS)
+        assert told, "the server did not start"
+        with httpx2.Client(base_url=f"http://127.0.0.1:{told[0].http}", timeout=60, trust_env=False) as http:
+            yield Running(settings, told[0], http)
+    finally:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(stop.set)
+        thread.join(START_SECONDS)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small MP4 of nine frames."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(9):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture
+def fake_command(tmp_path: Path, clip: Path) -> Callable[..., Callable[[int], list[str]]]:
+    """The command of the scripted process, see its flags."""
+    return lambda **given: _fake_command(tmp_path, clip, **given)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, clip: Path) -> Launch:
+    """Starts a server of its own settings, in the folder of the test."""
+    data = tmp_path / "data"
+    return lambda **given: running(data, **{"command": _fake_command(data, clip), **given})
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[Running]:
+    """One server that most tests share."""
+    data = tmp_path_factory.mktemp("server")
+    with running(data, command=_fake_command(data, clip), tls_port=free_port()) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """A small start image, as a data URI."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,72 @@
+"""A generating process without a model, for tests. Words in the prompt say how it behaves.
+
+crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
+hang-once: goes silent. slow: 30 steps of 40 ms. fail: a GenerationError. broken: any other exception.
+unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
+What it makes is a copy of the file --clip.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from pipeline.errors import ContentError, GenerationError, OverBudgetError
+from pipeline.types import Generated, LoadedModel, Progress, Size
+from pipeline.wire import Generate, Ready, pack
+from pipeline.worker import protect, work
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--marker", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--load-seconds", type=float, default=0.0)
+    args = parser.parse_args()
+    protect()
+    connection = socket.socket(fileno=args.fd)
+    time.sleep(args.load_seconds)
+    connection.sendall(pack(Ready(LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds))))
+    return work(connection, lambda job: make(job, args.marker, args.clip))
+
+
+def make(job: Generate, marker: Path, clip: Path) -> Generator[Progress, None, Generated]:
+    request = job.request
+    words = request.prompt.split()
+    first_time = not marker.exists()
+    if any(word.endswith("-once") for word in words):
+        marker.touch()
+    if "unsafe" in words:
+        raise ContentError("the prompt was flagged", field="prompt")
+    if "huge" in words:
+        raise OverBudgetError("too many frames", field="num_frames", context={"max_num_frames": 121})
+    for said in re.findall(r"log:(\S+)", request.prompt):
+        yield Progress("plan", 1, 1, message=said)
+    steps = 30 if "slow" in words else request.steps
+    for step in range(1, steps + 1):
+        time.sleep(0.04 if "slow" in words else 0.001)
+        if step == 2 and ("crash-always" in words or ("crash-once" in words and first_time)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and "hang-once" in words and first_time:
+            time.sleep(600)
+        if step == 2 and "fail" in words:
+            raise GenerationError("the sampler found NaN")
+        if step == 2 and "broken" in words:
+            raise RuntimeError("secret detail of the inside")
+        yield Progress("denoise", step, steps, eta=(steps - step) * 0.04)
+    shutil.copy(clip, job.output)
+    size = Size(64, 64)
+    return Generated(
+        job.output, f"{request.prompt}, expanded", request.seed, size, 9, request.fps, False, {"denoise": 1.0}
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+import pytest
+
+
+@pytest.fixture(scope="module")
+def url(server, image):
+    return server.run(prompt="a", image_url=image).json()["video"]["url"]
+
+
+def test_a_file_comes_with_its_type_and_may_be_read_by_any_page(server, url):
+    answer = server.http.get(url, headers={"origin": "https://elsewhere.example"})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "video/mp4"
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "content-range" in answer.headers["access-control-expose-headers"]
+    assert answer.headers["content-security-policy"].startswith("sandbox")
+    assert answer.headers["content-disposition"].startswith("inline")
+
+
+def test_a_head_tells_the_length_alone(server, url):
+    answer = server.http.head(url)
+    assert answer.status_code == 200
+    assert int(answer.headers["content-length"]) == len(server.http.get(url).content)
+    assert answer.content == b""
+
+
+@pytest.mark.parametrize(
+    ("asked", "part"), [("bytes=0-9", slice(0, 10)), ("bytes=5-", slice(5, None)), ("bytes=-7", slice(-7, None))]
+)
+def test_a_range_is_206(server, url, asked, part):
+    whole = server.http.get(url).content
+    answer = server.http.get(url, headers={"range": asked})
+    assert answer.status_code == 206
+    assert answer.content == whole[part]
+    assert answer.headers["content-range"].endswith(f"/{len(whole)}")
+
+
+def test_a_range_past_the_end_is_416(server, url):
+    assert server.http.get(url, headers={"range": "bytes=99999999-"}).status_code == 416
+
+
+def test_a_known_etag_is_304_and_a_stale_one_gets_the_whole(server, url):
+    etag = server.http.get(url).headers["etag"]
+    assert server.http.get(url, headers={"if-none-match": etag}).status_code == 304
+    assert server.http.get(url, headers={"if-none-match": '"x"'}).status_code == 200
+    assert server.http.get(url, headers={"range": "bytes=0-1", "if-range": etag}).status_code == 206
+    assert server.http.get(url, headers={"range": "bytes=0-1", "if-range": '"x"'}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/files/0/x.mp4", "/files/../lock", "/files/%2e%2e/ltxd.sqlite3", "/files/", "/files"]
+)
+def test_what_is_not_a_file_is_404(server, path):
+    assert server.http.get(path).status_code == 404
+
+
+def test_a_file_is_found_under_its_own_name_only(server, url):
+    assert server.http.get(url.rpartition("/")[0] + "/other.mp4").status_code == 404
+
+
+def test_an_expired_result_is_gone(launch, image):
+    with launch(result_retention=0.001) as it:
+        job = it.submit(prompt="a", image_url=image)
+        it.wait(job)
+        assert it.http.get(job["response_url"]).status_code == 404
+
+
+def test_our_own_file_is_read_without_http_as_a_start_image(server, url):
+    # an MP4 is no image: that it is told so, and not that it is on loopback, shows that it was read
+    answer = server.run(prompt="a", image_url=url)
+    assert answer.json()["detail"][0]["type"] == "unsupported_image_format"
