@@ -187,7 +187,7 @@ def table(scores: list[Score]) -> str:
         rows = [s for s in scores if (s.size, s.num_frames, s.motion) == (size, frames, motion.MOTIONS[kind])]
 
         def mean(name: str, rows: list[Score] = rows) -> float:
-            return sum(getattr(s, name) for s in rows) / len(rows)
+            return float(sum(getattr(s, name) for s in rows)) / len(rows)
 
         lines.append(
             f"{size} {frames:3d} {motion.MOTIONS[kind]:9} | {mean('psnr'):5.1f} {mean('static'):5.1f} "

@@ -40,10 +40,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trace", type=Path, help="Writes the intermediate tensors to this safetensors file.")
     parser.add_argument("--recipe", help="Recipe: a shipped name or a TOML file.")
     for part in ("checkpoint", "lora", "text-encoder"):
-        parser.add_argument(f"--{part}", type=Path, help=f"The {part} to use instead of the recipe's.")
+        parser.add_argument(f"--{part}", type=_existing, help=f"The {part} to use instead of the recipe's.")
+    parser.add_argument("--lora-strength", type=float, help="Strength of the LoRA. Default: the recipe's.")
     parser.add_argument("--device", help="auto, cpu or cuda.")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="Default: auto.")
     parser.add_argument("--data", type=Path, help="Folder that holds models/.")
+
+
+def _existing(text: str) -> Path:
+    path = Path(text).absolute()
+    if not path.exists():
+        raise argparse.ArgumentTypeError(f"{text} does not exist")
+    return path
 
 
 def _hint(name: str) -> str:
@@ -110,9 +118,13 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
     from pipeline import generate, trace
 
     recipe = load_recipe(settings.recipe)
-    for part in ("checkpoint", "lora", "text_encoder"):
-        if (path := getattr(args, part)) is not None:
-            recipe = replace(recipe, **{part: str(path.absolute())})
+    recipe = replace(
+        recipe,
+        checkpoint=str(args.checkpoint or recipe.checkpoint),
+        text_encoder=str(args.text_encoder or recipe.text_encoder),
+        lora=str(args.lora or recipe.lora),
+        lora_strength=recipe.lora_strength if args.lora_strength is None else args.lora_strength,
+    )
     plan = make_plan(request, recipe)
     pipeline = generate.load(recipe, models=settings.models, device=settings.device, dtype=args.dtype)
     record = trace.discard if args.trace is None else trace.Trace()
