@@ -63,6 +63,7 @@ class Child:
             process = await asyncio.create_subprocess_exec(
                 *command(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
+                env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
