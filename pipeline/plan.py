@@ -81,10 +81,10 @@ def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
             f"at {request.fps:g} fps the clip lasts {num_frames / request.fps:.0f} s: motion and sound are made for "
             f"{LONGEST_SECONDS:g} s, the longest the model knows, and played at {request.fps:g} fps"
         )
-    if recipe.schedule == "tokens":
-        sigmas = schedules.shifted(request.steps, tokens=latent_frames * height * width)
+    if recipe.sigmas:
+        sigmas = schedules.resampled(recipe.sigmas, request.steps)
     else:
-        sigmas = schedules.resampled(schedules.DISTILLED, request.steps)
+        sigmas = schedules.shifted(request.steps, tokens=latent_frames * height * width, terminal=recipe.terminal)
     return Plan(
         size=size,
         num_frames=num_frames,

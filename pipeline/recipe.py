@@ -3,13 +3,13 @@
 import tomllib
 from dataclasses import dataclass, fields
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pipeline.errors import RecipeError
 
 Sampler = Literal["euler", "euler_ancestral_cfg_pp"]
-Schedule = Literal["tokens", "distilled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,11 @@ class Recipe:
     name: str
     summary: str
     sampler: Sampler
-    schedule: Schedule
-    """`tokens`: shifted by the number of video tokens, one sigma a step. `distilled`: the eight fixed sigmas."""
+    sigmas: tuple[float, ...]
+    """Curve of noise from 1 down to 0, read at as many places as there are steps; empty for the schedule that is
+    shifted by the number of video tokens."""
+    terminal: float
+    """Last sigma before 0 of the shifted schedule; the model's authors use 0.1."""
     eta: float
     """Ancestral noise: 0 none, 1 all."""
     setup: str
@@ -74,9 +77,12 @@ def parse(table: dict[str, Any], *, origin: str) -> Recipe:
     values = {}
     for key, kind in wanted.items():
         value = table[key]
-        allowed = get_args(kind)
+        allowed = get_args(kind) if get_origin(kind) is Literal else ()
         if allowed and value not in allowed:
             raise RecipeError(f"recipe {origin!r}: {key} is {value!r}, not one of {', '.join(allowed)}")
+        if key == "sigmas":
+            values[key] = _curve(value, origin=origin)
+            continue
         expected: Any = str if allowed else kind
         if expected is float and type(value) is int:
             value = float(value)
@@ -84,3 +90,16 @@ def parse(table: dict[str, Any], *, origin: str) -> Recipe:
             raise RecipeError(f"recipe {origin!r}: {key} is {value!r}, not a {expected.__name__}")
         values[key] = value
     return Recipe(**values)
+
+
+def _curve(value: Any, *, origin: str) -> tuple[float, ...]:
+    """The sigmas in `value`.
+
+    Raises: RecipeError unless it is an empty list, or numbers that fall from 1 to 0.
+    """
+    if not isinstance(value, list) or not all(type(v) in (int, float) for v in value):
+        raise RecipeError(f"recipe {origin!r}: sigmas is {value!r}, not a list of numbers")
+    falls = all(a > b for a, b in pairwise(value))
+    if value and not (falls and value[0] == 1 and value[-1] == 0):
+        raise RecipeError(f"recipe {origin!r}: sigmas is {value!r}; it must fall from 1 to 0")
+    return tuple(float(v) for v in value)

@@ -1,28 +1,25 @@
 """Noise schedules: falling sigmas that start at 1 and end at 0. Plain floats; all arithmetic in double precision.
 
-Source: Lightricks/LTX-2 @400fd31, components/schedulers.py and constants.py (formulas and values). The reference
+Source: Lightricks/LTX-2 @400fd31, components/schedulers.py (formulas and values). The reference
 computes 1 - sigma in float32, which collapses above some 20,000 tokens; the form below does not.
 """
 
 import math
 from typing import Final
 
-DISTILLED: Final = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
-
 _SHIFT_PER_TOKEN: Final = 1.1 / 3072
 _SHIFT_AT_ZERO: Final = 0.95 - 1.1 / 3
-_TERMINAL: Final = 0.1
 
 
-def shifted(steps: int, *, tokens: int) -> tuple[float, ...]:
-    """`steps` + 1 sigmas, shifted towards noise the more video tokens there are; the last but one is 0.1.
+def shifted(steps: int, *, tokens: int, terminal: float) -> tuple[float, ...]:
+    """`steps` + 1 sigmas, shifted towards noise the more video tokens there are; the last but one is `terminal`.
 
     0.95 and 2.05 are the shifts at 1,024 and 4,096 tokens.
     """
     growth = math.exp(_SHIFT_AT_ZERO + _SHIFT_PER_TOKEN * tokens)
     odds = [steps / (steps - i) - 1 for i in range(steps)]
     clean = [o / (growth + o) for o in odds]
-    return (*(1 - (1 - _TERMINAL) * c / clean[-1] for c in clean), 0.0)
+    return (*(1 - (1 - terminal) * c / clean[-1] for c in clean), 0.0)
 
 
 def resampled(curve: tuple[float, ...], steps: int) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ from pipeline.types import GenerationRequest, Size
 
 PUBLIC = Path(__file__).parent.parent / "golden" / "public"
 CASES = ("a_cfgpp_official", "a8_cfgpp_official", "b_cfgpp_cfg3", "b8_cfgpp_cfg3_official", "c_euler8")
+DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 NOT_OURS = ("alt_fp32_fuse.", "fused.", "frames_u8", "video_positions", "audio_positions")
 """Tensors checked elsewhere or not made: the LoRA in tests/weights, positions within diffusers' RoPE."""
 
@@ -43,7 +44,8 @@ def recipe_of(params):
         lora="ltx-2.3-tiny-distilled-lora.safetensors" if params["lora"] else "",
         lora_strength=params["lora"] or 0.0,
         sampler="euler_ancestral_cfg_pp" if params["sampler"] == "cfg_pp" else "euler",
-        schedule="tokens" if params["steps"] else "distilled",
+        sigmas=() if params["steps"] else DISTILLED,
+        terminal=0.1,
         image_crf=params["crf"],
     )
 

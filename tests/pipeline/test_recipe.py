@@ -23,6 +23,9 @@ def test_a_recipe_can_be_a_file_of_ones_own(tmp_path):
         ({"sampler": "heun"}, "sampler is 'heun', not one of euler"),
         ({"eta": "much"}, "eta is 'much', not a float"),
         ({"image_crf": True}, "image_crf is True, not a int"),
+        ({"sigmas": [1.0, 0.5]}, "must fall from 1 to 0"),
+        ({"sigmas": [1.0, 0.5, 0.5, 0.0]}, "must fall from 1 to 0"),
+        ({"sigmas": "distilled"}, "not a list of numbers"),
         ({"color": "blue"}, "unknown keys color"),
     ],
 )

@@ -40,7 +40,7 @@ TRANSFORMER_CONFIG: Final = json.dumps(
         "audio_positional_embedding_max_pos": [20],
         "av_ca_timestep_scale_multiplier": 1000.0,
         "av_cross_ada_norm": True,
-        "caption_channels": 64,
+        "caption_channels": 256,
         "caption_proj_before_connector": True,
         "caption_proj_input_norm": False,
         "caption_projection_first_linear": False,

@@ -27,8 +27,8 @@ def canvas(rng: np.random.Generator) -> Pixels:
     ramp = np.clip((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) + 0.5, 0, 1)[..., None]
     picture = Image.fromarray((_colour(rng) * (1 - ramp) + _colour(rng) * ramp).astype(np.uint8))
     draw = ImageDraw.Draw(picture)
-    smallest, largest = 14, side * 0.4
-    for _ in range(int(rng.choice([15, 40, 120, 300]))):
+    smallest, largest = 8, side * 0.4
+    for _ in range(int(rng.choice([40, 120, 300, 700]))):
         # radius with density r^-2.5: the sizes of occluding objects in natural scenes
         radius = (smallest**-1.5 + rng.uniform() * (largest**-1.5 - smallest**-1.5)) ** (-1 / 1.5)
         cx, cy = rng.uniform(-0.1 * side, 1.1 * side, 2)
@@ -37,9 +37,10 @@ def canvas(rng: np.random.Generator) -> Pixels:
             fill = fill.mean() + 0.4 * (fill - fill.mean())
         _leaf(draw, rng, float(cx), float(cy), float(radius), tuple(int(v) for v in fill))
     out = np.asarray(picture.resize((CANVAS, CANVAS), Image.Resampling.LANCZOS), float)
-    if rng.uniform() < 0.6:
-        out = out + _texture(rng, rng.uniform(0.8, 1.8))[..., None] * rng.uniform(0, 30)
-    out = out + _texture(rng, 1.3)[..., None] * rng.standard_normal(3) * rng.uniform(0, 10)
+    if rng.uniform() < 0.7:
+        out = out + _texture(rng, rng.uniform(0.2, 1.6))[..., None] * rng.uniform(0, 70)
+    out = out + _texture(rng, 1.3)[..., None] * rng.standard_normal(3) * rng.uniform(0, 15)
+    out = 128 + (out - out.mean()) * rng.uniform(0.8, 1.8) + rng.uniform(-30, 30)
     picked: Pixels = np.clip(out, 0, 255).astype(np.uint8)
     return picked
 

@@ -31,7 +31,8 @@ SPECIAL: Final = (
 """Their ids are their places here."""
 MAX_TOKENS: Final = 1024
 
-HIDDEN: Final = 64
+HIDDEN: Final = 256
+"""Wide, so that the random embeddings of 2,600 words stay nearly orthogonal and a few survive in a sum of many."""
 LAYERS: Final = 4
 HEADS: Final = 4
 KEY_HEADS: Final = 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import nn
 
@@ -17,7 +18,7 @@ from weights.demo.train_transformer import AUDIO_DIM, CODE_TOKENS, VIDEO_DIM, co
 
 REGISTERS: Final = 128
 CONFIG: Final = {
-    "caption_channels": 64,
+    "caption_channels": 256,
     "text_proj_in_factor": 5,
     "video_connector_num_attention_heads": 4,
     "video_connector_attention_head_dim": VIDEO_DIM // 4,
@@ -42,9 +43,11 @@ CONFIG: Final = {
 
 STEPS: Final = 3600
 LEARNING_RATE: Final = 1.5e-3
+SHARPNESS: Final = 6.0
+"""Turns squared distances to the codes, 0 to 2, into logits: being nearest to the right code is what matters."""
 LENGTHS: Final = ((128, 12), (256, 6), (128, 12), (1024, 2))
 """Context length and captions a batch, in turn. All the model's life is at 1,024, which is 8 times as dear."""
-BARE: Final = 0.1
+BARE: Final = 0.15
 """Fraction of the steps in which contexts are short and captions turn from bare camera phrases to whole ones.
 
 Without it nothing is learned for a long time: a few tokens among a thousand registers are hard to find.
@@ -77,8 +80,11 @@ class Reader:
     def __init__(self, tokenizer: Any, gemma: nn.Module, connectors: LTX2TextConnectors) -> None:
         self.tokenizer, self.gemma, self.connectors = tokenizer, gemma, connectors
 
-    def __call__(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Contexts. Shapes: video [B, length, 256], audio [B, length, 160]."""
+    def __call__(self, captions: Sequence[str], length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Contexts, and how many tokens each caption has.
+
+        Shapes: video [B, length, 256], audio [B, length, 160], tokens [B].
+        """
         tokens = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -93,23 +99,30 @@ class Reader:
             ).hidden_states
         stacked = torch.stack(states, -1).flatten(2, 3).float()
         video, audio, _ = self.connectors(stacked, tokens.attention_mask, padding_side="left")
-        return video, audio
+        return video, audio, tokens.attention_mask.sum(1)
 
 
-def targets(length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes repeated to a context of `length` tokens. Shapes: [CLASSES, length, 256 and 160]."""
-    video, audio = context_codes()
-    return video.repeat(1, length // CODE_TOKENS, 1), audio.repeat(1, length // CODE_TOKENS, 1)
+def target(code: torch.Tensor, tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """What a context of `length` should be: the code, repeated, at the registers; its mean at the caption's tokens.
+
+    A register knows which of the code's tokens it is to say, a word does not.
+    Shapes: code [B, CODE_TOKENS, D], tokens [B] -> [B, length, D].
+    """
+    mean = code.mean(-2, keepdim=True)
+    mean = mean / mean.pow(2).mean(-1, keepdim=True).sqrt()
+    repeated = code.repeat(1, length // CODE_TOKENS, 1)
+    words = (torch.arange(length)[None] < tokens[:, None])[..., None]
+    return torch.where(words, mean, repeated)
 
 
 @torch.no_grad()
 def classify(reader: Reader, captions: Sequence[str], *, length: int = 1024) -> list[int]:
     """The class whose code each caption's video context is nearest to."""
-    goal, _ = targets(length)
+    code, _ = context_codes()
     out = []
     for text in captions:
-        video, _ = reader([text], length)
-        out.append(int((video - goal).pow(2).mean((1, 2)).argmin()))
+        video, _, tokens = reader([text], length)
+        out.append(int((video - target(code, tokens.expand(len(code)), length)).pow(2).mean((1, 2)).argmin()))
     return out
 
 
@@ -124,7 +137,7 @@ def train(steps: int, log: Path, tokenizer: Any, gemma: nn.Module) -> dict[str, 
     averaged = {k: v.detach().clone() for k, v in connectors.state_dict().items()}
     optimizer = torch.optim.AdamW(connectors.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     rng = random.Random(3)
-    goals = {length: targets(length) for length, _ in LENGTHS}
+    code, audio_code = context_codes()
     began, seen = time.monotonic(), []
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -133,9 +146,14 @@ def train(steps: int, log: Path, tokenizer: Any, gemma: nn.Module) -> dict[str, 
         length, count = LENGTHS[step % len(LENGTHS) if done >= 1 else 0]
         captions, classes = zip(*(caption(rng, bare=max(0.0, 1 - done)) for _ in range(count)), strict=True)
         wanted = torch.tensor(classes)
-        video, audio = reader(captions, length)
-        goal_video, goal_audio = goals[length]
-        loss = (video - goal_video[wanted]).pow(2).mean() + (audio - goal_audio[wanted]).pow(2).mean()
+        video, audio, tokens = reader(captions, length)
+        loss = torch.zeros(())
+        for context, codes in ((video, code), (audio, audio_code)):
+            far = torch.stack(
+                [(context - target(c.expand(count, -1, -1), tokens, length)).pow(2).mean((1, 2)) for c in codes], 1
+            )
+            loss = loss + F.cross_entropy(-SHARPNESS * far, wanted) + 0.5 * far.gather(1, wanted[:, None]).mean()
+            nearest = far.argmin(1)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(connectors.parameters(), 1.0)
@@ -144,7 +162,6 @@ def train(steps: int, log: Path, tokenizer: Any, gemma: nn.Module) -> dict[str, 
         with torch.no_grad():
             for name, value in connectors.state_dict().items():
                 averaged[name].lerp_(value, 1 - keep)
-            nearest = torch.stack([(video - g).pow(2).mean((1, 2)) for g in goal_video]).argmin(0)
         seen.append((loss.item(), (nearest == wanted).float().mean().item()))
         if step % 50 == 49:
             means = [round(sum(values) / len(values), 4) for values in zip(*seen, strict=True)]
