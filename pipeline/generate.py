@@ -110,6 +110,8 @@ def generate(
 
     words = prompt.expand(request.prompt) if request.expand_prompt else request.prompt
     yield Progress("expand", 1, 1)
+    if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
+        yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
     try:
         with _timed(seconds, "text_encode"):
             negative = request.negative_prompt if needs_negative(pipeline.recipe, request.guidance_scale) else None

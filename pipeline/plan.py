@@ -74,7 +74,7 @@ def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
         notes.append(f"num_frames {request.num_frames} becomes {num_frames}: lengths are 8k+1")
     latent_frames = (num_frames - 1) // CELL_FRAMES + 1
     height, width = size.height // CELL, size.width // CELL
-    _check_budget(request, recipe, size, latent_frames)
+    check_budget(recipe, size=size, num_frames=num_frames, field="num_frames" if request.size is None else "size")
     conditioning_fps = max(request.fps, (num_frames - 1) / LONGEST_SECONDS)
     if conditioning_fps != request.fps:
         notes.append(
@@ -96,6 +96,29 @@ def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
         encoding=encoding(request.quality, request.write_mode),
         has_audio=request.audio,
         notes=tuple(notes),
+    )
+
+
+def check_budget(recipe: Recipe, *, size: Size, num_frames: int, field: str) -> None:
+    """Accepts a size and length, both snapped, that `recipe` can make.
+
+    Raises: OverBudgetError, at `field`, naming the cap and what would fit.
+    """
+    latent_frames = (num_frames - 1) // CELL_FRAMES + 1
+    cells = size.width * size.height // CELL**2
+    tokens = latent_frames * cells
+    if tokens <= recipe.max_tokens:
+        return
+    fitting_frames = (recipe.max_tokens // cells - 1) * CELL_FRAMES + 1
+    fitting = fitted(size, area=recipe.max_tokens // latent_frames * CELL**2)
+    offers = [f"{fitting} at this length"]
+    if fitting_frames >= CELL_FRAMES + 1:
+        offers.insert(0, f"{fitting_frames} frames at this size")
+    raise OverBudgetError(
+        f"{size} at {num_frames} frames is {tokens:,} latent tokens; "
+        f"recipe {recipe.name!r} allows {recipe.max_tokens:,}: {' or '.join(offers)} would fit",
+        field=field,
+        context={"max_tokens": recipe.max_tokens, "tokens": tokens, "max_num_frames": max(0, fitting_frames)},
     )
 
 
@@ -126,21 +149,3 @@ def _oriented(like: Size, short: Fraction, long: Fraction) -> Size:
 def snapped_frames(frames: int) -> int:
     """The longest length of form 8k+1 that is not above `frames`."""
     return max(1, (frames - 1) // CELL_FRAMES * CELL_FRAMES + 1)
-
-
-def _check_budget(request: GenerationRequest, recipe: Recipe, size: Size, latent_frames: int) -> None:
-    cells = size.width * size.height // CELL**2
-    tokens = latent_frames * cells
-    if tokens <= recipe.max_tokens:
-        return
-    fitting_frames = (recipe.max_tokens // cells - 1) * CELL_FRAMES + 1
-    fitting = fitted(size, area=recipe.max_tokens // latent_frames * CELL**2)
-    offers = [f"{fitting} at this length"]
-    if fitting_frames >= CELL_FRAMES + 1:
-        offers.insert(0, f"{fitting_frames} frames at this size")
-    raise OverBudgetError(
-        f"{size} at {latent_frames * CELL_FRAMES - 7} frames is {tokens:,} latent tokens; "
-        f"recipe {recipe.name!r} allows {recipe.max_tokens:,}: {' or '.join(offers)} would fit",
-        field="num_frames" if request.size is None else "size",
-        context={"max_tokens": recipe.max_tokens, "tokens": tokens, "max_num_frames": max(0, fitting_frames)},
-    )

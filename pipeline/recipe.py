@@ -17,7 +17,7 @@ class Recipe:
     """One way to sample. Fields are the keys of the file.
 
     Units: `pixels` is the area that `resolution: auto` aims at; `max_tokens` caps latent video tokens
-    (frames/8 x height/32 x width/32); `max_side` and `image_crf` are in pixels and x264 CRF.
+    (frames/8 x height/32 x width/32); `image_crf` is an x264 CRF.
     """
 
     name: str
@@ -43,8 +43,6 @@ class Recipe:
     """x264 CRF that the start image is passed through, as the model's training images were; 0 skips it."""
     pixels: int
     max_tokens: int
-    expansion: Literal["template", "gemma"]
-    """Engine that expands prompts."""
 
 
 def load(name: str) -> Recipe:
@@ -74,7 +72,7 @@ def parse(table: dict[str, Any], *, origin: str) -> Recipe:
         raise RecipeError(f"recipe {origin!r} lacks {', '.join(sorted(missing))}")
     if unknown := table.keys() - wanted.keys():
         raise RecipeError(f"recipe {origin!r} has unknown keys {', '.join(sorted(unknown))}")
-    values = {}
+    values: dict[str, Any] = {}
     for key, kind in wanted.items():
         value = table[key]
         allowed = get_args(kind) if get_origin(kind) is Literal else ()

@@ -11,6 +11,11 @@ from weights.text_encoder import TextEncoder
 CONTEXT_TOKENS: Final = 1024
 
 
+def surplus(prompt: str, *, text_encoder: TextEncoder) -> int:
+    """Tokens at the end of `prompt` that the model does not read: it reads 1,024."""
+    return max(0, len(text_encoder.tokenizer(prompt.strip()).input_ids) - CONTEXT_TOKENS)
+
+
 @torch.inference_mode()
 def encode(prompt: str, *, text_encoder: TextEncoder, connectors: Any) -> Context:
     """The context of `prompt`: its tokens first, learned registers after them, 1,024 in all.

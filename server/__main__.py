@@ -57,8 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     build_demo.add_argument("--data", type=Path, help=Settings.model_fields["data"].description)
     build_demo.add_argument("--out", type=Path, help="Folder to write. Default: models/demo in the data folder.")
     build_demo.add_argument("--train", action="store_true", help="Train its trained part anew: hours of one core.")
-    build_demo.add_argument("--transformer-steps", type=int, help="Steps of training the transformer.")
-    build_demo.add_argument("--connectors-steps", type=int, help="Steps of training the connectors.")
     build_demo.set_defaults(run=_build_demo)
     return parser
 
@@ -128,7 +126,7 @@ def _build_demo(args: argparse.Namespace) -> int:
     try:
         if args.train:
             trained = out.with_name(f"{out.name}-trained") / "trained.safetensors"
-            train.train(trained, transformer=args.transformer_steps, connectors=args.connectors_steps)
+            train.train(trained)
         build.build(out, trained=trained)
     except (WeightsFileError, OSError) as error:
         sys.stderr.write(f"ltxd: {error}\n")

@@ -16,6 +16,8 @@ from typing import Literal
 
 from pipeline.errors import CallerError
 from pipeline.picture import open_picture, save_picture
+from pipeline.plan import make_plan
+from pipeline.recipe import Recipe
 from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress, Size
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Ready, failed
 from server.bell import Bell
@@ -51,7 +53,15 @@ class Agent:
     """The one that does the jobs. `run` is its life; `drain` ends it."""
 
     def __init__(
-        self, settings: Settings, store: Store, blobs: LocalBlobs, media: Media, bell: Bell, *, command: Command
+        self,
+        settings: Settings,
+        store: Store,
+        blobs: LocalBlobs,
+        media: Media,
+        bell: Bell,
+        *,
+        recipe: Recipe,
+        command: Command,
     ) -> None:
         self.state = ModelState("loading")
         self.owner = secrets.token_hex(8)
@@ -60,6 +70,7 @@ class Agent:
         self._blobs = blobs
         self._media = media
         self._bell = bell
+        self._recipe = recipe
         self._command = command
         self._child: Child | None = None
         self._claim: Claim | None = None
@@ -215,13 +226,18 @@ class Agent:
                 await asyncio.gather(fetch, return_exceptions=True)
                 raise CancelledError
             request = to_request(given, image=image, image_size=await fetch)
+            try:
+                plan = make_plan(request, self._recipe)
+            except CallerError as error:
+                raise FalError(from_worker(failed(error))) from error
             started = time.monotonic()
             child.send(Generate(request, output))
             cancel.add_done_callback(lambda task: None if task.cancelled() else child.send(Cancel()))
             generated = await self._drive(child, claim)
         finally:
             cancel.cancel()
-        await self._deliver(claim, given, generated, seconds=time.monotonic() - started)
+        seconds = time.monotonic() - started
+        await self._deliver(claim, given, generated, seconds=seconds, units=plan.megapixels)
 
     async def _cancel_requested(self, job_id: str) -> None:
         """Returns once the job is to be cancelled."""
@@ -257,14 +273,14 @@ class Agent:
         model = self.state.model
         if model is not None:
             await self._store.log(claim.id, f"Generating with {model.weights} on {model.device}")
-        logged = 0.0
+        logged, stage = 0.0, ""
         while True:
             match await child.next(within=self._settings.step_timeout):
                 case Progress() as progress:
                     if progress.message:
                         await self._store.log(claim.id, progress.message)
-                    elif time.monotonic() - logged >= LOG_SECONDS:
-                        logged = time.monotonic()
+                    elif progress.stage != stage or time.monotonic() - logged >= LOG_SECONDS:
+                        logged, stage = time.monotonic(), progress.stage
                         await self._store.log(claim.id, describe(progress))
                 case Done(generated):
                     return generated
@@ -281,7 +297,9 @@ class Agent:
                 case message:
                     raise ChildLostError(f"it sent {type(message).__name__} out of turn")
 
-    async def _deliver(self, claim: Claim, given: ImageToVideoInput, generated: Generated, *, seconds: float) -> None:
+    async def _deliver(
+        self, claim: Claim, given: ImageToVideoInput, generated: Generated, *, seconds: float, units: int
+    ) -> None:
         # why: the name follows from the job, so that a second attempt writes over what the first one left
         file_id = hashlib.sha256(f"file:{claim.id}".encode()).hexdigest()[:32]
         blob = await self._blobs.put(file_id, generated.path)
@@ -302,7 +320,6 @@ class Agent:
             "prompt": generated.prompt,
             "sync_mode": given.sync_mode,
         }
-        units = math.ceil(generated.size.width * generated.size.height * generated.num_frames / 1e6)
         await self._store.log(claim.id, f"Done in {seconds:.1f} s: {generated.size}, {generated.num_frames} frames")
         await self._store.finish(claim, result=result, file=file, seconds=seconds, units=units)
 

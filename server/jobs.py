@@ -8,9 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.errors import CallerError
+from pipeline.plan import check_budget, snapped, snapped_frames
+from pipeline.recipe import Recipe
+from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import LocalBlobs
-from server.errors import Failure, FalError, invalid, model_failure, not_json, plain
+from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.store import Job, Store
 
@@ -19,8 +23,10 @@ NORMAL = 0
 RECHECK_SECONDS = 1.0
 
 
-def parse(body: bytes) -> ImageToVideoInput:
-    """The input in `body`, whatever its content type.
+def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
+    """The input in `body`, whatever its content type, if it is within its rules and `recipe` can make its size.
+
+    A size that follows from the image is only known once that is fetched.
 
     Raises: FalError.
     """
@@ -31,9 +37,16 @@ def parse(body: bytes) -> ImageToVideoInput:
     except ValueError as error:
         raise FalError(not_json(str(error), position=getattr(error, "pos", 0))) from error
     try:
-        return ImageToVideoInput.model_validate(value)
+        given = ImageToVideoInput.model_validate(value)
     except ValidationError as error:
         raise FalError(invalid(error)) from error
+    if (size := given.size()) is not None:
+        try:
+            frames = snapped_frames(given.num_frames)
+            check_budget(recipe, size=snapped(size), num_frames=frames, field="size")
+        except CallerError as error:
+            raise FalError(from_worker(failed(error))) from error
+    return given
 
 
 def freeze(given: ImageToVideoInput) -> bytes:
@@ -48,8 +61,9 @@ def freeze(given: ImageToVideoInput) -> bytes:
 class Jobs:
     """Submits jobs, waits for them, and words their results."""
 
-    def __init__(self, store: Store, blobs: LocalBlobs, bell: Bell) -> None:
+    def __init__(self, store: Store, blobs: LocalBlobs, bell: Bell, *, recipe: Recipe) -> None:
         self.store = store
+        self.recipe = recipe
         self._blobs = blobs
         self._bell = bell
 

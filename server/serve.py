@@ -12,6 +12,8 @@ from ipaddress import ip_address
 import uvicorn
 from starlette.types import ASGIApp
 
+from pipeline.errors import RecipeError
+from pipeline.recipe import load as load_recipe
 from server.agent import Agent
 from server.app import create_app
 from server.bell import Bell
@@ -51,6 +53,10 @@ async def serve(
     Raises: StartError, StoreError.
     """
     _refuse_strangers(settings)
+    try:
+        recipe = load_recipe(settings.recipe)
+    except RecipeError as error:
+        raise StartError(str(error)) from error
     bell = Bell()
     with contextlib.ExitStack() as sockets:
         http = sockets.enter_context(_listen(settings.host, settings.port))
@@ -61,9 +67,9 @@ async def serve(
             if back:
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = LocalBlobs(settings.data / "blobs")
-            jobs = Jobs(store, blobs, bell)
+            jobs = Jobs(store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=jobs.file)
-            agent = Agent(settings, store, blobs, media, bell, command=command)
+            agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
             orphans = Orphans(store, seconds=settings.orphan_seconds)
             app = create_app(settings, store=store, blobs=blobs, jobs=jobs, agent=agent, orphans=orphans)
             servers = [(_server(app), http)]

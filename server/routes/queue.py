@@ -30,7 +30,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         limit = _max_waiting(request, settings)
         priority = LOW if request.headers.get("x-fal-queue-priority", "").lower() == "low" else NORMAL
         try:
-            given = parse(body)
+            given = parse(body, jobs.recipe)
         except FalError as error:
             # why: fal accepts any body, and the model's refusal is the job's result
             job_id = await jobs.submit_failed(error.failure)

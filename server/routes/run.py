@@ -20,7 +20,7 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
     @routes.post(f"/run/{ENDPOINT}")
     async def run(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
-        given = parse(body)
+        given = parse(body, jobs.recipe)
         key = hashlib.sha256(request.headers.get("authorization", "").encode() + b"\n" + body).hexdigest()
         job_id = orphans.adopt(key) or await jobs.submit(given, max_waiting=settings.max_queue_length)
         ended = asyncio.create_task(jobs.ended(job_id))

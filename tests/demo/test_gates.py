@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import demo_gates as gates
-from pipeline import generate, prompt, recipe
+from pipeline import generate, prompt, recipe, text
 from pipeline.types import Size
 from weights.demo import build, motion, train, train_connectors
 
@@ -34,14 +33,14 @@ def photos():
 @pytest.fixture(scope="session")
 def scores(pipeline, photos):
     return [
-        gates.score(pipeline, photo, name, frames=frames, size=size)
+        gates.score(pipeline, photo, name, frames=frames, size=size, steps=8)
         for photo, name, frames, size in gates.cases(photos, full=False)
     ]
 
 
 def mean(scores, motions, what, size):
     chosen = [s for s in scores if s.motion in motions and s.size == size]
-    assert len(chosen) >= 2
+    assert len(chosen) >= 6
     return sum(what(s) for s in chosen) / len(chosen)
 
 
@@ -75,9 +74,9 @@ def test_the_sound_tells_the_motions_apart(scores):
 
 
 def test_at_full_strength_the_first_frame_is_the_picture_and_below_it_drifts_away(pipeline, photos):
-    for photo in photos[:2]:
-        rungs = gates.ladder(pipeline, photo, size=Size(256, 256))
-        assert rungs[1.0] >= rungs[2.0] - 0.5
+    for photo in photos[:6]:
+        round_trip, rungs = gates.ladder(pipeline, photo, size=Size(256, 256))
+        assert rungs[1.0] >= round_trip - 0.5
         assert rungs[1.0] > rungs[0.7] > rungs[0.3] > rungs[0.0]
 
 
@@ -97,11 +96,12 @@ def paraphrases():
 @pytest.mark.parametrize("expanded", [False, True])
 def test_nine_in_ten_unseen_paraphrases_are_read_as_the_motion_they_name(pipeline, paraphrases, expanded):
     assert len(paraphrases) == 100
-    reader = train_connectors.Reader(
-        pipeline.text_encoder.tokenizer, pipeline.text_encoder.language_model, pipeline.connectors
-    )
-    captions = [prompt.expand(text) if expanded else text for _, text in paraphrases]
-    with torch.inference_mode():
-        read = train_connectors.classify(reader, captions)
-    right = sum(motion.MOTIONS.index(label) == r for (label, _), r in zip(paraphrases, read, strict=True))
+    right = 0
+    for label, words in paraphrases:
+        context = text.encode(
+            prompt.expand(words) if expanded else words,
+            text_encoder=pipeline.text_encoder,
+            connectors=pipeline.connectors,
+        )
+        right += train_connectors.nearest(context.video) == motion.MOTIONS.index(label)
     assert right >= 90

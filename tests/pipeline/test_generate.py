@@ -86,11 +86,25 @@ def test_without_audio_the_picture_is_the_same_and_there_is_no_track(pipeline, r
         assert not file.streams.audio
 
 
-@pytest.mark.parametrize("change", [{"negative_prompt": "blue"}, {"guidance_scale": 3.0}, {"prompt": "a dog"}])
-def test_every_word_that_steers_has_an_effect(pipeline, request_, tmp_path, change):
+@pytest.mark.parametrize("change", [{"guidance_scale": 3.0}, {"prompt": "a dog"}, {"strength": 0.2}, {"fps": 12.0}])
+def test_everything_that_steers_has_an_effect(pipeline, request_, tmp_path, change):
     before, _ = run(pipeline, request_, tmp_path / "a.mp4")
     after, _ = run(pipeline, replace(request_, **change), tmp_path / "b.mp4")
     assert not np.array_equal(frames(before.path), frames(after.path))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scale", "matters"),
+    [("euler", 1.0, False), ("euler", 3.0, True), ("euler_ancestral_cfg_pp", 1.0, True)],
+)
+def test_the_negative_prompt_matters_where_a_pass_is_made_for_it(
+    pipeline, request_, tmp_path, sampler, scale, matters
+):
+    sampled = replace(pipeline, recipe=replace(TINY, sampler=sampler, eta=1.0))
+    asked = replace(request_, guidance_scale=scale)
+    before, _ = run(sampled, asked, tmp_path / "a.mp4")
+    after, _ = run(sampled, replace(asked, negative_prompt="blue"), tmp_path / "b.mp4")
+    assert np.array_equal(frames(before.path), frames(after.path)) != matters
 
 
 @pytest.mark.parametrize("stage", ["expand", "denoise", "decode"])
@@ -105,8 +119,9 @@ def test_giving_up_at_any_stage_leaves_no_file(pipeline, request_, tmp_path, sta
 
 def test_an_empty_prompt_and_a_very_long_one_both_make_a_clip(pipeline, request_, tmp_path):
     for words in ("", "a cat and a dog " * 1250):
-        made, _ = run(pipeline, replace(request_, prompt=words), tmp_path / "out.mp4")
+        made, seen = run(pipeline, replace(request_, prompt=words), tmp_path / "out.mp4")
         assert frames(made.path).shape[0] == 25
+        assert any("tokens are not read" in (p.message or "") for p in seen) == bool(words)
 
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pipeline import plan, recipe
 from pipeline.errors import OverBudgetError
 from pipeline.types import GenerationRequest, Size
+from server.schema import PRESETS
 
 DEMO = recipe.load("demo")
 REQUEST = GenerationRequest(
@@ -118,7 +119,7 @@ def test_over_the_cap_the_error_names_the_cap_and_what_would_fit():
     with pytest.raises(OverBudgetError) as caught:
         plan.make_plan(replace(REQUEST, size=Size(1920, 1080), num_frames=481), DEMO)
     assert caught.value.field == "size"
-    assert "9,216" in str(caught.value)
+    assert "16,384" in str(caught.value)
     frames = caught.value.context["max_num_frames"]
     assert f"{frames} frames at this size" in str(caught.value)
     plan.make_plan(replace(REQUEST, size=Size(1920, 1080), num_frames=frames), DEMO)
@@ -138,6 +139,11 @@ def test_what_the_error_offers_fits(width, height, frames, cap):
             plan.make_plan(replace(asked, num_frames=offered), tight)
             with pytest.raises(OverBudgetError):
                 plan.make_plan(replace(asked, num_frames=offered + 8), tight)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_demo_recipe_makes_every_preset_at_the_default_length(name):
+    plan.make_plan(replace(REQUEST, size=PRESETS[name]), DEMO)
 
 
 @pytest.mark.parametrize("frames", [9, 121, 481])

@@ -65,6 +65,8 @@ WRONG = [
     ({"resolution": {"width": 0}}, "width", "greater_than", {"gt": 0}),
     ({"resolution": {"height": 14_143}}, "height", "less_than_equal", {"le": 14_142}),
     ({"resolution": {"width": float("nan")}}, "width", "finite_number", None),
+    ({"resolution": {"width": 4096, "height": 4096}}, "resolution", "value_error", ...),
+    ({"resolution": "square_hd", "num_frames": 241}, "resolution", "value_error", ...),
     ({"negative_prompt": "\ud800"}, "negative_prompt", "string_unicode", None),
     ({"prompt": "a\ud800"}, "prompt", "string_unicode", None),
 ]
@@ -138,6 +140,19 @@ def test_the_queue_accepts_wrong_input_and_ends_the_job_with_it_at_once(server, 
     result = server.http.get(job["response_url"])
     assert result.status_code == 422
     assert result.json() == server.http.post(f"/{ENDPOINT}", content=given).json()
+
+
+def test_what_is_over_the_recipes_cap_is_told_with_what_would_fit(server, image):
+    asked = {"resolution": {"width": 1920, "height": 1080}}
+    answer = server.http.post(f"/{ENDPOINT}", content=body(image, asked))
+    (entry,) = answer.json()["detail"]
+    assert "16,384" in entry["msg"]
+    frames = entry["ctx"]["max_num_frames"]
+    fitting = server.http.post(f"/{ENDPOINT}", content=body(image, asked | {"num_frames": frames}))
+    assert fitting.status_code == 200
+    job = server.http.post(f"/queue/{ENDPOINT}", content=body(image, asked)).json()
+    assert server.http.get(job["status_url"]).json()["status"] == "COMPLETED"
+    assert server.http.get(job["response_url"]).status_code == 422
 
 
 def test_the_queue_accepts_what_is_not_json(server):

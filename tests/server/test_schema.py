@@ -3,6 +3,7 @@ from typing import get_args
 
 import pytest
 
+from pipeline import recipe
 from pipeline.types import Size
 from server.jobs import freeze, parse
 from server.schema import File, ImageSize, ImageToVideoInput, ImageToVideoOutput
@@ -26,6 +27,8 @@ PAGE = [
     ("video_write_mode", "balanced", None),
     ("sync_mode", False, None),
 ]
+
+DEMO = recipe.load("demo")
 
 
 def test_the_fields_stand_in_the_pages_order():
@@ -79,7 +82,7 @@ def test_enums_have_the_pages_options():
 )
 def test_a_resolution_is_a_size(resolution, size):
     given = {"prompt": "a", "image_url": "b", "resolution": resolution}
-    assert parse(json.dumps(given).encode()).size() == size
+    assert parse(json.dumps(given).encode(), DEMO).size() == size
 
 
 def test_the_limits_of_a_size_are_fals():
@@ -88,10 +91,12 @@ def test_the_limits_of_a_size_are_fals():
 
 @pytest.mark.parametrize("seed", [0, 2**53 + 1, 2**63 - 1])
 def test_a_given_seed_is_kept_exactly(seed):
-    given = parse(json.dumps({"prompt": "a", "image_url": "b", "seed": seed}).encode())
+    given = parse(json.dumps({"prompt": "a", "image_url": "b", "seed": seed}).encode(), DEMO)
     assert json.loads(freeze(given))["seed"] == seed
 
 
 def test_a_frozen_input_reads_back_as_it_was():
-    given = parse(json.dumps({"prompt": "日本", "image_url": "b", "seed": 1, "resolution": {"width": 640}}).encode())
+    given = parse(
+        json.dumps({"prompt": "日本", "image_url": "b", "seed": 1, "resolution": {"width": 640}}).encode(), DEMO
+    )
     assert ImageToVideoInput.model_validate_json(freeze(given)) == given

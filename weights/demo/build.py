@@ -1,5 +1,6 @@
 """Puts the demo weights together, in the files and under the names that LTX-2.3 is published in."""
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -121,7 +122,7 @@ def build(folder: Path, *, trained: Path) -> None:
 def write_trained(
     transformer_state: Mapping[str, torch.Tensor], connectors_state: Mapping[str, torch.Tensor], path: Path
 ) -> None:
-    """Writes what training gives, under published names and in bfloat16, to `path`."""
+    """Writes what training gives, under published names and in bfloat16, to `path`, and its sha256 beside it."""
     tensors = {
         **_publish(transformer_state, "transformer"),
         **_publish(connectors_state, "connectors"),
@@ -130,7 +131,9 @@ def write_trained(
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         unfinished = Path(folder) / path.name
         save_file(tensors, unfinished, metadata={"format": "pt", "ltx_demo": "1"})
+        digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
         shutil.move(unfinished, path)
+    path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
 
 
 def demo_config() -> dict[str, Any]:

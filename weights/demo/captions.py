@@ -818,7 +818,7 @@ def _write(parts: list[str], rng: random.Random) -> str:
     else:
         text = rng.choice((", ", " and ", "; ", " ")).join(parts)
         text = text[:1].upper() + text[1:]
-    if rng.random() < 0.05:
+    if rng.random() < 0.03:
         text = text.upper()
     elif rng.random() < 0.15:
         text = text.lower()

@@ -15,23 +15,21 @@ TRAINED: Final = Path(__file__).with_name("trained.safetensors")
 """The trained part that is committed; its sha256 and training log lie beside it."""
 
 
-def train(output: Path, *, transformer: int | None = None, connectors: int | None = None) -> None:
-    """Trains both from scratch, for so many steps each, and writes `output`; the logs lie beside it.
+def train(output: Path) -> None:
+    """Trains both from scratch and writes `output`; the logs lie beside it, in place of any from before.
 
     Steps and seeds are fixed; the bytes are not promised, since kernels differ between processors.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    transformer_state = train_transformer.train(
-        transformer or train_transformer.STEPS, output.with_name("transformer.jsonl")
-    )
+    logs = {name: output.with_name(f"{name}.jsonl") for name in ("transformer", "connectors")}
+    for log in logs.values():
+        log.unlink(missing_ok=True)
+    transformer_state = train_transformer.train(train_transformer.STEPS, logs["transformer"])
     with tempfile.TemporaryDirectory() as folder:
         build_text_encoder(Path(folder))
         text_encoder = load_text_encoder(Path(folder), dtype=torch.float32, device="cpu")
         connectors_state = train_connectors.train(
-            connectors or train_connectors.STEPS,
-            output.with_name("connectors.jsonl"),
-            text_encoder.tokenizer,
-            text_encoder.model.model,
+            train_connectors.STEPS, logs["connectors"], text_encoder.tokenizer, text_encoder.language_model
         )
     write_trained(transformer_state, connectors_state, output)

@@ -1,0 +1,22 @@
+import hashlib
+import json
+
+from weights.demo.train import TRAINED
+
+
+def test_the_trained_part_is_the_one_whose_hash_is_committed():
+    expected, name = TRAINED.with_suffix(".safetensors.sha256").read_text().split()
+    assert name == TRAINED.name
+    assert hashlib.sha256(TRAINED.read_bytes()).hexdigest() == expected
+
+
+def test_the_trained_part_is_small_enough_to_commit():
+    assert TRAINED.stat().st_size <= 25_000_000
+
+
+def test_the_training_logs_show_a_falling_loss():
+    for name in ("transformer", "connectors"):
+        rows = [json.loads(line) for line in (TRAINED.parent / "training" / f"{name}.jsonl").read_text().splitlines()]
+        last = [r for r in rows if r.get("phase") == rows[-1].get("phase")]
+        assert len(last) >= 10
+        assert last[-1]["loss"] < last[0]["loss"]
