@@ -1,4 +1,4 @@
-# The server with its demo weights, on a CPU. A first version: runs as a plain user, has no GPU libraries chosen for it,
+# The server with its demo weights, on a CPU. A first version that nobody has built yet: runs as a plain user, has no GPU libraries chosen for it,
 # and as there are no keys yet it listens on loopback alone:
 #   docker build -t ltxd . && docker run --rm --network host ltxd
 FROM python:3.11-slim-bookworm

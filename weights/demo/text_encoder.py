@@ -88,7 +88,9 @@ def train_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))  # noqa: S106 not a secret
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
-    forms = [space + form for word in words() for form in (word, word.capitalize()) for space in ("", SPACE)]
+    forms = [
+        space + form for word in words() for form in (word, word.capitalize(), word.upper()) for space in ("", SPACE)
+    ]
     printable = [SPACE, "\n", *map(chr, range(ord("!"), ord("~") + 1))]
     trainer = trainers.BpeTrainer(
         vocab_size=2**16,  # never reached: merging ends when every word is one token

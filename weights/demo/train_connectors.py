@@ -136,8 +136,10 @@ def nearest(context: torch.Tensor) -> int:
     return int((context - code.repeat(1, context.shape[1] // CODE_TOKENS, 1)).pow(2).mean((1, 2)).argmin())
 
 
-def train(steps: int, log: Path, tokenizer: Any, gemma: nn.Module) -> dict[str, torch.Tensor]:
-    """Trains from scratch on random captions; appends a JSON line per 50 steps to `log`.
+def train(
+    steps: int, log: Path, tokenizer: Any, gemma: nn.Module, *, lengths: Sequence[tuple[int, int]] = LENGTHS
+) -> dict[str, torch.Tensor]:
+    """Trains from scratch on random captions in batches of `lengths`; appends a JSON line per 50 steps to `log`.
 
     Returns the averaged state dict under diffusers names.
     """
@@ -153,7 +155,7 @@ def train(steps: int, log: Path, tokenizer: Any, gemma: nn.Module) -> dict[str, 
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * schedule(step, steps)
         done = step / (BARE * steps)
-        length, count = LENGTHS[step % len(LENGTHS) if done >= 1 else 0]
+        length, count = lengths[step % len(lengths) if done >= 1 else 0]
         captions, classes = zip(*(caption(rng, bare=max(0.0, 1 - done)) for _ in range(count)), strict=True)
         wanted = torch.tensor(classes)
         video, audio, tokens = reader(captions, length)
