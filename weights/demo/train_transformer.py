@@ -51,6 +51,8 @@ LEARNING_RATE: Final = 1.2e-3
 EMA: Final = 0.995
 CANVASES: Final = 1500
 PROMPT_DROPOUT: Final = 0.1
+SHARES: Final = (0.06, 0.14, 0.14, 0.14, 0.14, 0.19, 0.19)
+"""How often each motion is shown: standing still is learned at once, zooming last."""
 
 CLASSES: Final = len(motion.MOTIONS) + 1
 """The motions, and last the class of a dropped prompt."""
@@ -198,7 +200,7 @@ def sample_batch(canvases: torch.Tensor, shape: Shape, rng: torch.Generator) -> 
     size = (32 * shape.height, 32 * shape.width)
     for _ in range(shape.batch):
         which = int(torch.randint(len(canvases), (), generator=rng))
-        kind = int(torch.randint(len(motion.MOTIONS), (), generator=rng))
+        kind = int(torch.multinomial(torch.tensor(SHARES), 1, generator=rng))
         widest = 0.8 * scenes.CANVAS / (max(size) / scenes.QUARTER)
         scale = uniform(0.6, min(1.6, widest))
         slack = max(0.0, scenes.CANVAS / 2 - scale * max(size) / 8)
