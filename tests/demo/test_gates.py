@@ -9,6 +9,9 @@ from pipeline import generate, prompt, recipe, text
 from pipeline.types import Size
 from weights.demo import build, motion, train, train_connectors
 
+# the first test to ask for the scores waits for all of them
+pytestmark = pytest.mark.timeout(1500)
+
 PANS = ("pan left", "pan right", "tilt up", "tilt down")
 ZOOMS = ("zoom in", "zoom out")
 
