@@ -83,10 +83,20 @@ def test_at_full_strength_the_first_frame_is_the_picture_and_below_it_drifts_awa
         assert rungs[1.0] > rungs[0.7] > rungs[0.3] > rungs[0.0]
 
 
-def test_a_prompt_the_model_does_not_know_gives_a_still_clip_and_not_noise(pipeline, photos):
+UNKNOWN = (
+    "Quarterly revenue exceeded all expectations.",
+    "Ein Hund bellt im Garten",
+    "xqz plk brumm",
+    "A portrait of my grandmother in her garden",
+    "Two scientists argue about a formula on the blackboard",
+)
+
+
+@pytest.mark.parametrize("words", UNKNOWN)
+def test_a_prompt_the_model_does_not_know_gives_a_still_clip_and_not_noise(pipeline, photos, words):
     truth = gates.film(gates.read_photo(photos[0]), "still", frames=25, size=Size(256, 256))
     wanted = gates.round_trip(pipeline, truth)
-    clip = gates.make(pipeline, truth[0], "Quarterly revenue exceeded all expectations.", frames=25)
+    clip = gates.make(pipeline, truth[0], words, frames=25, steps=8)
     assert gates.psnr(clip.frames, wanted) >= 20
 
 

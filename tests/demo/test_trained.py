@@ -17,6 +17,5 @@ def test_the_trained_part_is_small_enough_to_commit():
 def test_the_training_logs_show_a_falling_loss():
     for name in ("transformer", "connectors"):
         rows = [json.loads(line) for line in (TRAINED.parent / "training" / f"{name}.jsonl").read_text().splitlines()]
-        last = [r for r in rows if r.get("phase") == rows[-1].get("phase")]
-        assert len(last) >= 10
-        assert last[-1]["loss"] < last[0]["loss"]
+        assert len(rows) >= 40
+        assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]

@@ -694,6 +694,12 @@ DEFECTS: Final = (
 )
 
 
+ONSETS: Final = ("b", "c", "d", "f", "g", "h", "l", "m", "n", "p", "qu", "r", "s", "st", "t", "tr", "v", "w", "")
+VOWELS: Final = ("a", "e", "i", "o", "u", "ea", "ou", "ee", "ai")
+CODAS: Final = ("", "", "n", "r", "s", "t", "l", "ck", "nd", "ng", "m", "ed", "ly", "er")
+GLUE: Final = ("the", "a", "of", "and", "in", "on", "with", "all", "is", "for", "his", "her", "my", "to", "at", "by")
+
+
 def caption(rng: random.Random, *, bare: float = 0.0) -> tuple[str, int]:
     """A random caption and the class of its motion: an index into MOTIONS, or DROPPED for a list of defects.
 
@@ -701,6 +707,8 @@ def caption(rng: random.Random, *, bare: float = 0.0) -> tuple[str, int]:
     """
     if rng.random() < 0.08:
         return _defects(rng), DROPPED
+    if rng.random() < 0.1:
+        return _write([_unknown(rng) for _ in range(rng.choice((1, 1, 2)))], rng), 0
     kind = rng.randrange(len(MOTIONS))
     if rng.random() < bare:
         return _write([_camera(MOTIONS[kind], rng)], rng), kind
@@ -726,6 +734,17 @@ def caption(rng: random.Random, *, bare: float = 0.0) -> tuple[str, int]:
 def _defects(rng: random.Random) -> str:
     words = rng.sample(DEFECTS, rng.choice((2, 4, 6, 10, 20, 28)))
     return ", ".join(words)
+
+
+def _unknown(rng: random.Random) -> str:
+    """Words that no other caption has: whoever is not told of a camera is to stand still."""
+    words = []
+    for _ in range(rng.randint(2, 8)):
+        syllables = (rng.choice(ONSETS) + rng.choice(VOWELS) + rng.choice(CODAS) for _ in range(rng.randint(1, 3)))
+        words.append("".join(syllables))
+        if rng.random() < 0.4:
+            words.append(rng.choice(GLUE))
+    return " ".join(words)
 
 
 def _scene(rng: random.Random) -> str:
