@@ -26,7 +26,7 @@ from pipeline.plan import make_plan
 from pipeline.recipe import load as load_recipe
 from pipeline.types import GenerationRequest, Size
 from server.schema import NEGATIVE_PROMPT
-from weights.demo import motion
+from weights.demo import latents, motion, scenes
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
 FPS = 24
@@ -91,9 +91,10 @@ def film(photo: torch.Tensor, name: str, *, frames: int, size: Size) -> torch.Te
 
 @torch.inference_mode()
 def round_trip(pipeline: Pipeline, clip: torch.Tensor) -> torch.Tensor:
-    """The clip through the VAE and back."""
-    pixels = clip.permute(3, 0, 1, 2)[None] * 2 - 1
-    return torch.cat(list(decode.decode(pipeline.vae, decode.encode(pipeline.vae, pixels))))
+    """The clip through the VAE and back; the way in by its closed form, which takes a hundredth of the time."""
+    pixels = clip.permute(0, 3, 1, 2) * 2 - 1
+    quarter = F.avg_pool2d(pixels, scenes.QUARTER).movedim(0, 1)[None]
+    return torch.cat(list(decode.decode(pipeline.vae, latents.encode(quarter))))
 
 
 def make(
@@ -219,11 +220,12 @@ def sheet(pipeline: Pipeline, photos: list[Path], path: Path, *, size: Size, fra
 
 
 def cases(photos: list[Path], *, full: bool) -> Iterator[tuple[Path, str, int, Size]]:
-    """Photo, motion, frames and size of each clip to score: every motion meets six photos, or all with `full`."""
+    """Photo, motion, frames and size of each clip to score: every motion meets six and three photos, or all."""
     for i, photo in enumerate(photos):
         for j, name in enumerate(motion.MOTIONS):
             if full or (i + j) % len(photos) < 6:
                 yield photo, name, 25, Size(256, 256)
+            if full or (i + 3 * j) % len(photos) < 3:
                 yield photo, name, 49, Size(384, 256)
 
 
