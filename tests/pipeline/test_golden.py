@@ -46,6 +46,7 @@ def recipe_of(params):
         sampler="euler_ancestral_cfg_pp" if params["sampler"] == "cfg_pp" else "euler",
         sigmas=() if params["steps"] else DISTILLED,
         terminal=0.1,
+        eta=params.get("eta", 0.0),
         image_crf=params["crf"],
     )
 

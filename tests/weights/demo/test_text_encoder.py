@@ -70,7 +70,7 @@ def test_hidden_states_are_finite_and_tell_prompts_apart(encoder):
                 ).hidden_states
             )
         )
-    assert states[0].shape == (5, 1, 128, 64)
+    assert states[0].shape == (5, 1, 128, 256)
     assert torch.isfinite(states[0]).all()
     assert (states[0][:, :, -1] - states[1][:, :, -1]).abs().amax(-1).min().item() > 0.1
 
