@@ -107,7 +107,7 @@ def context_codes() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def build() -> LTX2VideoTransformer3DModel:
-    """A transformer that starts as the identity on latents, which halves the time to the first useful clip."""
+    """A transformer that starts as the identity on latents."""
     model = LTX2VideoTransformer3DModel(**CONFIG)
     with torch.no_grad():
         for head_in, head_out in ((model.proj_in, model.proj_out), (model.audio_proj_in, model.audio_proj_out)):
