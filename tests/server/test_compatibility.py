@@ -1,0 +1,106 @@
+"""docs/fal-compatibility.md against the schema and the routes of the server."""
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+from server.app import create_app
+from server.schema import APP, ENDPOINT, File, ImageToVideoInput, ImageToVideoOutput
+from server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/fal-compatibility.md"
+VERDICTS = ("same", "different", "not offered")
+ROW = re.compile(r"^\| (?P<behaviour>.+?) \| (?P<here>[^|]+?) \| (?P<note>.*?) \|$")
+ROUTE = re.compile(r"^`(?P<method>[A-Z]+) (?P<path>/\S*?)`")
+
+
+def rows() -> list[dict[str, str]]:
+    found, section = [], ""
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("## "):
+            section = line
+        row = ROW.match(line)
+        if row and row["behaviour"] != "behaviour":
+            found.append({"section": section, **row.groupdict()})
+    return found
+
+
+def routes_in(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield from ((method, route.path) for method in route.methods)
+        elif hasattr(route, "original_router"):
+            yield from routes_in(route.original_router.routes)
+
+
+@pytest.fixture(scope="module")
+def routes() -> set[tuple[str, str]]:
+    """Method and path of every route, with ids by one name."""
+    parts = {
+        name: object() for name, of in inspect.signature(create_app).parameters.items() if of.kind is of.KEYWORD_ONLY
+    }
+    app = create_app(Settings(port=0), **parts)
+    return {(method, re.sub(r"\{\w*id\}", "{id}", path)) for method, path in routes_in(app._app.routes)}
+
+
+def told_routes() -> dict[tuple[str, str], str]:
+    told = {}
+    for row in rows():
+        if route := ROUTE.match(row["behaviour"]):
+            path = re.sub(r"(?<=/)E(?=/|$)", ENDPOINT, re.sub(r"(?<=/)A(?=/|$)", APP, route["path"]))
+            told[route["method"], path.partition("?")[0]] = row["here"]
+    return told
+
+
+def test_every_row_says_same_different_or_not_offered():
+    assert len(rows()) > 80
+    assert {row["here"] for row in rows()} == set(VERDICTS)
+
+
+def test_what_is_the_same_is_shown_by_a_test_and_what_is_not_says_why():
+    for row in rows():
+        shown = re.findall(r"`(tests/[\w/]+\.py)`", row["note"])
+        assert all((ROOT / path).exists() for path in shown), row
+        if row["here"] == "same":
+            assert shown, row
+        else:
+            assert len(re.sub(r"`.*?`", "", row["note"])) > 10, row
+
+
+def test_no_behaviour_is_told_twice():
+    told = [(row["section"], row["behaviour"]) for row in rows()]
+    assert sorted(set(told)) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("heading", "fields"),
+    [
+        ("Fields of the request", list(ImageToVideoInput.model_fields)),
+        ("Fields of the answer", list(ImageToVideoOutput.model_fields)),
+    ],
+)
+def test_every_field_has_its_row_in_its_order(heading, fields):
+    section = PAGE.read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)`", section, re.MULTILINE) == fields
+
+
+def test_every_field_of_a_file_is_named():
+    (row,) = [row for row in rows() if row["behaviour"].startswith("`video`:")]
+    assert re.findall(r"`(\w+)`", row["behaviour"])[1:] == list(File.model_fields)
+
+
+def test_every_route_of_the_server_has_a_row(routes):
+    assert len(routes) > 15
+    assert routes - set(told_routes()) == set()
+
+
+def test_every_route_that_is_told_is_there_and_none_that_is_not_offered(routes):
+    told = told_routes()
+    assert {route for route, here in told.items() if here != "not offered"} - routes == set()
+    assert not {route for route, here in told.items() if here == "not offered"} & routes
