@@ -11,7 +11,7 @@ from pipeline import samplers
 from pipeline.plan import Plan, Stage
 from pipeline.recipe import Recipe
 from pipeline.trace import Record
-from pipeline.transformer import Context, Geometry, geometry, modulation, velocity
+from pipeline.transformer import Context, Geometry, Runs, geometry, modulation, runs, velocity
 from pipeline.types import Progress
 
 STEP_NOISE_SEED: Final = 10_000
@@ -64,6 +64,7 @@ def denoise(
     grid = (plan.latent_frames, stage.height, stage.width)
     geo = geometry(model, grid=grid, fps=plan.conditioning_fps, audio_tokens=plan.audio_tokens, dtype=weight.dtype)
     clean, mask = _pinned(conditions, grid)
+    timesteps = runs(mask), runs(torch.ones(1, plan.audio_tokens, 1))
     clean, mask = clean.to(weight.device), mask.to(weight.device)
     rng = torch.Generator("cpu").manual_seed(conditions.seed)
     video, audio = (n.to(weight.device) for n in _draw(rng, mask.shape[1], plan.audio_tokens))
@@ -81,7 +82,9 @@ def denoise(
         record(call + "sigma", torch.tensor([sigma]))
         record(call + "video_in", video)
         record(call + "audio_in", audio)
-        predictions = _predict(model, video, audio, sigma, mask=mask, geo=geo, conditions=conditions)
+        predictions = _predict(
+            model, video, audio, sigma, mask=mask, timesteps=timesteps, geo=geo, conditions=conditions
+        )
         (video_x0, video_uncond), (audio_x0, audio_uncond) = (
             _guided(p, conditions.guidance_scale, record=record, name=call + stream)
             for p, stream in zip(predictions, ("video_", "audio_"), strict=True)
@@ -138,7 +141,15 @@ def _pinned(conditions: Conditions, grid: tuple[int, int, int]) -> tuple[Tensor,
 
 
 def _predict(
-    model: Any, video: Tensor, audio: Tensor, sigma: float, *, mask: Tensor, geo: Geometry, conditions: Conditions
+    model: Any,
+    video: Tensor,
+    audio: Tensor,
+    sigma: float,
+    *,
+    mask: Tensor,
+    timesteps: tuple[Runs, Runs],
+    geo: Geometry,
+    conditions: Conditions,
 ) -> tuple[Tensor, Tensor]:
     """Denoised predictions of every pass, batched: the positive prompt, then the negative one if there is one.
 
@@ -156,7 +167,7 @@ def _predict(
         audio.to(dtype).expand(passes, -1, -1),
         context=context,
         geometry=geo,
-        modulation=modulation(model, sigma, pinned_mask=1 - conditions.strength, dtype=dtype),
+        modulation=modulation(model, sigma, video=timesteps[0], audio=timesteps[1], dtype=dtype),
     )
     return video - v.float() * (mask * sigma), audio - va.float() * sigma
 

@@ -2,8 +2,8 @@
 
 Differs from diffusers' own forward in one rule and in cost. The rule: audio-video cross-attention is scaled and
 shifted by a stream's *own* per-token timestep and gated by the *other* stream's sigma (Lightricks/LTX-2 since
-203d484). The cost: modulation is computed once per distinct timestep (the pinned first frame, the rest), not per
-token; there is no text mask; RoPE tables are made once per shape.
+203d484). The cost: modulation is computed once for each run of tokens that share a timestep (the pinned first frame,
+the rest), not per token; there is no text mask; RoPE tables are made once per shape.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,31 @@ class Context:
     audio: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Omission:
+    """What one row of a batch leaves out of the forward, for guidance away from what the model makes without it.
+
+    A block in `video_blocks` or `audio_blocks` does not mix that stream's tokens: its self-attention puts out its
+    values. `None` stands for every block. `exchange` keeps the streams from seeing each other, in every block.
+    Source: Lightricks/LTX-2 1.2.0, perturbations (STG: arXiv 2411.18664).
+    """
+
+    video_blocks: tuple[int, ...] | None = ()
+    audio_blocks: tuple[int, ...] | None = ()
+    exchange: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Neighbouring tokens that share a timestep: how many, and their denoise mask, in order."""
+
+    lengths: tuple[int, ...]
+    masks: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Positions of a shape, turned into RoPE tables, and the length of the two groups of video tokens.
+    """Positions of a shape, turned into RoPE tables.
 
     Shapes: each table is (cos, sin), [1, heads, tokens, head_dim / 2].
     """
@@ -40,14 +62,14 @@ class Geometry:
     audio: Rope
     video_time: Rope
     audio_time: Rope
-    pinned: int
-    """Video tokens of the first latent frame: they have a timestep of their own."""
 
 
 @dataclass(frozen=True)
 class Modulation:
-    """AdaLN rows of every table at one sigma. Shapes: [1, groups, rows * dim]."""
+    """AdaLN rows of every table at one sigma, one for each run of tokens. Shapes: [1, runs, rows * dim]."""
 
+    video_runs: tuple[int, ...]
+    audio_runs: tuple[int, ...]
     video: Tensor
     video_embedded: Tensor
     audio: Tensor
@@ -75,76 +97,122 @@ def geometry(model: Any, *, grid: tuple[int, int, int], fps: float, audio_tokens
         audio=table(model.audio_rope, audio),
         video_time=table(model.cross_attn_rope, video[:, :1]),
         audio_time=table(model.cross_attn_audio_rope, audio[:, :1]),
-        pinned=grid[1] * grid[2],
     )
 
 
-def modulation(model: Any, sigma: float, *, pinned_mask: float, dtype: torch.dtype) -> Modulation:
-    """AdaLN rows at `sigma`; the pinned frame's timestep is `pinned_mask` (its denoise mask) times `sigma`."""
+def runs(mask: Tensor) -> Runs:
+    """The runs of equal values in a denoise mask. Shapes: `mask` [1, N, 1], on the CPU."""
+    values, lengths = torch.unique_consecutive(mask.flatten(), return_counts=True)
+    return Runs(tuple(lengths.tolist()), tuple(values.tolist()))
+
+
+def modulation(model: Any, sigma: float, *, video: Runs, audio: Runs, dtype: torch.dtype) -> Modulation:
+    """AdaLN rows at `sigma`; a token's timestep is its denoise mask times `sigma`."""
     device = model.proj_in.weight.device
     scale = 1000.0
-    groups = torch.tensor([pinned_mask * sigma, sigma], device=device) * scale
     one = torch.tensor([sigma], device=device) * scale
+    of_video = torch.tensor(video.masks, device=device) * sigma * scale
+    of_audio = torch.tensor(audio.masks, device=device) * sigma * scale
 
     def rows(adaln: nn.Module, timestep: Tensor) -> tuple[Tensor, Tensor]:
         out, embedded = adaln(timestep, batch_size=1, hidden_dtype=dtype)
         return out[None], embedded[None]
 
-    video, video_embedded = rows(model.time_embed, groups)
-    audio, audio_embedded = rows(model.audio_time_embed, one)
+    video_rows, video_embedded = rows(model.time_embed, of_video)
+    audio_rows, audio_embedded = rows(model.audio_time_embed, of_audio)
     return Modulation(
-        video=video,
+        video_runs=video.lengths,
+        audio_runs=audio.lengths,
+        video=video_rows,
         video_embedded=video_embedded,
-        audio=audio,
+        audio=audio_rows,
         audio_embedded=audio_embedded,
         prompt=rows(model.prompt_adaln, one)[0],
         audio_prompt=rows(model.audio_prompt_adaln, one)[0],
-        cross_video=rows(model.av_cross_attn_video_scale_shift, groups)[0],
-        cross_audio=rows(model.av_cross_attn_audio_scale_shift, one)[0],
+        cross_video=rows(model.av_cross_attn_video_scale_shift, of_video)[0],
+        cross_audio=rows(model.av_cross_attn_audio_scale_shift, of_audio)[0],
         gate_video=rows(model.av_cross_attn_video_a2v_gate, one)[0],
         gate_audio=rows(model.av_cross_attn_audio_v2a_gate, one)[0],
     )
 
 
 def velocity(
-    model: Any, video: Tensor, audio: Tensor, *, context: Context, geometry: Geometry, modulation: Modulation
+    model: Any,
+    video: Tensor,
+    audio: Tensor,
+    *,
+    context: Context,
+    geometry: Geometry,
+    modulation: Modulation,
+    omissions: Sequence[Omission] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Velocities of both streams.
+    """Velocities of both streams; `omissions` has one entry per row, or none where no row leaves anything out.
 
     Shapes: video [B, N, 128] -> same, audio [B, A, 128] -> same.
     """
     x = model.proj_in(video)
     a = model.audio_proj_in(audio)
-    for block in model.transformer_blocks:
-        x, a = _block(block, x, a, context, geometry, modulation)
+    for index, block in enumerate(model.transformer_blocks):
+        x, a = _block(block, x, a, context, geometry, modulation, _kept(omissions, index))
     shift, scale = _rows(model.scale_shift_table, modulation.video_embedded.repeat(1, 1, 2))
-    x = model.proj_out(_modulated(_layer_norm(x), shift, scale, geometry.pinned))
+    x = model.proj_out(_modulated(_layer_norm(x), shift, scale, modulation.video_runs))
     shift, scale = _rows(model.audio_scale_shift_table, modulation.audio_embedded.repeat(1, 1, 2))
-    a = model.audio_proj_out(_modulated(_layer_norm(a), shift, scale, 0))
+    a = model.audio_proj_out(_modulated(_layer_norm(a), shift, scale, modulation.audio_runs))
     return x, a
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What each row of a batch does in one block; empty where every row does it."""
+
+    mixes_video: tuple[bool, ...]
+    mixes_audio: tuple[bool, ...]
+    exchanges: tuple[bool, ...]
+
+
+def _kept(omissions: Sequence[Omission], index: int) -> _Kept:
+    def unless_all(rows: tuple[bool, ...]) -> tuple[bool, ...]:
+        return () if all(rows) else rows
+
+    return _Kept(
+        mixes_video=unless_all(tuple(o.video_blocks is not None and index not in o.video_blocks for o in omissions)),
+        mixes_audio=unless_all(tuple(o.audio_blocks is not None and index not in o.audio_blocks for o in omissions)),
+        exchanges=unless_all(tuple(not o.exchange for o in omissions)),
+    )
+
+
+def _where(rows: tuple[bool, ...], yes: Tensor, no: Tensor) -> Tensor:
+    """Rows of `yes` or of `no`. Slices, since an index made on the host would have the device wait for it."""
+    return torch.cat([(yes if row else no)[i : i + 1] for i, row in enumerate(rows)]) if rows else yes
+
+
 def _block(
-    block: Any, x: Tensor, a: Tensor, context: Context, geo: Geometry, mod: Modulation
+    block: Any, x: Tensor, a: Tensor, context: Context, geo: Geometry, mod: Modulation, kept: _Kept
 ) -> tuple[Tensor, Tensor]:
-    pin = geo.pinned
+    runs_v, runs_a = mod.video_runs, mod.audio_runs
     # rows of a table: shift, scale, gate of self-attention, of the MLP, of text cross-attention
     v = _rows(block.scale_shift_table, mod.video)
     u = _rows(block.audio_scale_shift_table, mod.audio)
 
-    x = _added(x, _attend(block.attn1, _modulated(_norm(x), v[0], v[1], pin), rope=geo.video), v[2], pin)
+    normed = _modulated(_norm(x), v[0], v[1], runs_v)
+    x = _added(x, _attend(block.attn1, normed, rope=geo.video, mixes=kept.mixes_video), v[2], runs_v)
     shift, scale = _rows(block.prompt_scale_shift_table, mod.prompt)
-    text = _attend(block.attn2, _modulated(_norm(x), v[6], v[7], pin), keys=context.video * (1 + scale) + shift)
-    x = _added(x, text, v[8], pin)
+    text = _attend(block.attn2, _modulated(_norm(x), v[6], v[7], runs_v), keys=context.video * (1 + scale) + shift)
+    x = _added(x, text, v[8], runs_v)
 
-    a = _added(a, _attend(block.audio_attn1, _modulated(_norm(a), u[0], u[1], 0), rope=geo.audio), u[2], 0)
+    normed = _modulated(_norm(a), u[0], u[1], runs_a)
+    a = _added(a, _attend(block.audio_attn1, normed, rope=geo.audio, mixes=kept.mixes_audio), u[2], runs_a)
     shift, scale = _rows(block.audio_prompt_scale_shift_table, mod.audio_prompt)
-    text = _attend(block.audio_attn2, _modulated(_norm(a), u[6], u[7], 0), keys=context.audio * (1 + scale) + shift)
-    a = _added(a, text, u[8], 0)
+    text = _attend(
+        block.audio_attn2, _modulated(_norm(a), u[6], u[7], runs_a), keys=context.audio * (1 + scale) + shift
+    )
+    a = _added(a, text, u[8], runs_a)
 
-    x, a = _exchange(block, x, a, geo, mod)
-    a = _added(a, block.audio_ff(_modulated(_norm(a), u[3], u[4], 0)), u[5], 0)
-    x = _added(x, block.ff(_modulated(_norm(x), v[3], v[4], pin)), v[5], pin)
+    if not kept.exchanges or any(kept.exchanges):
+        seen_x, seen_a = _exchange(block, x, a, geo, mod)
+        x, a = _where(kept.exchanges, seen_x, x), _where(kept.exchanges, seen_a, a)
+    a = _added(a, block.audio_ff(_modulated(_norm(a), u[3], u[4], runs_a)), u[5], runs_a)
+    x = _added(x, block.ff(_modulated(_norm(x), v[3], v[4], runs_v)), v[5], runs_v)
     return x, a
 
 
@@ -161,15 +229,15 @@ def _exchange(block: Any, x: Tensor, a: Tensor, geo: Geometry, mod: Modulation) 
     normed_x, normed_a = _norm(x), _norm(a)
     to_video = _attend(
         block.audio_to_video_attn,
-        _modulated(normed_x, v[1], v[0], geo.pinned),
-        keys=_modulated(normed_a, u[1], u[0], 0),
+        _modulated(normed_x, v[1], v[0], mod.video_runs),
+        keys=_modulated(normed_a, u[1], u[0], mod.audio_runs),
         rope=geo.video_time,
         key_rope=geo.audio_time,
     )
     to_audio = _attend(
         block.video_to_audio_attn,
-        _modulated(normed_a, u[3], u[2], 0),
-        keys=_modulated(normed_x, v[3], v[2], geo.pinned),
+        _modulated(normed_a, u[3], u[2], mod.audio_runs),
+        keys=_modulated(normed_x, v[3], v[2], mod.video_runs),
         rope=geo.audio_time,
         key_rope=geo.video_time,
     )
@@ -177,18 +245,31 @@ def _exchange(block: Any, x: Tensor, a: Tensor, geo: Geometry, mod: Modulation) 
 
 
 def _attend(
-    attn: Any, queries: Tensor, *, keys: Tensor | None = None, rope: Rope | None = None, key_rope: Rope | None = None
+    attn: Any,
+    queries: Tensor,
+    *,
+    keys: Tensor | None = None,
+    rope: Rope | None = None,
+    key_rope: Rope | None = None,
+    mixes: tuple[bool, ...] = (),
 ) -> Tensor:
-    """Gated multi-head attention: each head's output times 2 * sigmoid of a projection of its query."""
+    """Gated multi-head attention: each head's output times 2 * sigmoid of a projection of its query.
+
+    Rows that `mixes` rules out put out their values as they are, which only self-attention can.
+    """
     keys = queries if keys is None else keys
     heads = attn.heads
-    q, k = attn.norm_q(attn.to_q(queries)), attn.norm_k(attn.to_k(keys))
     v = attn.to_v(keys).unflatten(-1, (heads, -1)).transpose(1, 2)
-    if rope is None:
-        q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
+    if mixes and not any(mixes):
+        out = v
     else:
-        q, k = _rotated(q, rope), _rotated(k, key_rope or rope)
-    out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        q, k = attn.norm_q(attn.to_q(queries)), attn.norm_k(attn.to_k(keys))
+        if rope is None:
+            q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
+        else:
+            q, k = _rotated(q, rope), _rotated(k, key_rope or rope)
+        out = _where(mixes, F.scaled_dot_product_attention(q, k, v), v)
+    out = out.transpose(1, 2)
     gate = torch.sigmoid(attn.to_gate_logits(queries)) * 2
     projected: Tensor = attn.to_out[0]((out * gate.unsqueeze(-1)).flatten(2))
     return projected
@@ -210,19 +291,20 @@ def _rows(table: Tensor, embedded: Tensor) -> Sequence[Tensor]:
     return rows
 
 
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor, pinned: int) -> Tensor:
-    if not pinned:
+def _modulated(x: Tensor, shift: Tensor, scale: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    if len(lengths) == 1:
         return torch.addcmul(shift, x, scale + 1)
-    parts = (x[:, :pinned], x[:, pinned:])
-    return torch.cat([torch.addcmul(shift[:, g : g + 1], p, scale[:, g : g + 1] + 1) for g, p in enumerate(parts)], 1)
+    parts = x.split(lengths, 1)
+    return torch.cat([torch.addcmul(shift[:, i : i + 1], p, scale[:, i : i + 1] + 1) for i, p in enumerate(parts)], 1)
 
 
-def _added(x: Tensor, update: Tensor, gate: Tensor, pinned: int) -> Tensor:
-    if not pinned:
+def _added(x: Tensor, update: Tensor, gate: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    if len(lengths) == 1:
         return torch.addcmul(x, update, gate)
     out = torch.empty_like(x)
-    torch.addcmul(x[:, :pinned], update[:, :pinned], gate[:, :1], out=out[:, :pinned])
-    torch.addcmul(x[:, pinned:], update[:, pinned:], gate[:, 1:], out=out[:, pinned:])
+    parts = zip(x.split(lengths, 1), update.split(lengths, 1), out.split(lengths, 1), strict=True)
+    for i, (part, change, into) in enumerate(parts):
+        torch.addcmul(part, change, gate[:, i : i + 1], out=into)
     return out
 
 

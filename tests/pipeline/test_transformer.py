@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pipeline.transformer import Context, geometry, modulation, velocity
+from pipeline.transformer import Context, Omission, Runs, geometry, modulation, runs, velocity
 from weights.checkpoint import Checkpoint, load_component
 from weights.demo.train_transformer import Velocity
 
@@ -26,14 +26,18 @@ def inputs():
     }
 
 
-def ours(model, inputs, *, sigma, strength):
+def ours(model, inputs, *, sigma, strength, omissions=()):
+    first = GRID[1] * GRID[2]
+    rest = inputs["video"].shape[1] - first
+    video, audio = Runs((first, rest), (1 - strength, 1.0)), Runs((AUDIO_TOKENS,), (1.0,))
     return velocity(
         model,
         inputs["video"],
         inputs["audio"],
         context=inputs["context"],
         geometry=geometry(model, grid=GRID, fps=24.0, audio_tokens=AUDIO_TOKENS, dtype=torch.float32),
-        modulation=modulation(model, sigma, pinned_mask=1 - strength, dtype=torch.float32),
+        modulation=modulation(model, sigma, video=video, audio=audio, dtype=torch.float32),
+        omissions=omissions,
     )
 
 
@@ -78,3 +82,44 @@ def test_passes_in_one_batch_do_not_touch_each_other(model, inputs):
     )
     for a, b in zip(both, alone, strict=True):
         torch.testing.assert_close(a[1:], b, atol=1e-5, rtol=1e-4)
+
+
+def rows(inputs, *indices):
+    """The inputs of these rows."""
+    picked = list(indices)
+    context = Context(inputs["context"].video[picked], inputs["context"].audio[picked])
+    return {"video": inputs["video"][picked], "audio": inputs["audio"][picked], "context": context}
+
+
+OMISSIONS = [
+    Omission(video_blocks=(1,), audio_blocks=(1,)),
+    Omission(video_blocks=None),
+    Omission(audio_blocks=(0,)),
+    Omission(exchange=True),
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("omission", OMISSIONS)
+def test_what_one_row_leaves_out_the_others_keep(model, inputs, omission):
+    batch = rows(inputs, 0, 0, 1)
+    found = ours(model, batch, sigma=0.7, strength=0.7, omissions=(Omission(), omission, Omission()))
+    whole = ours(model, inputs, sigma=0.7, strength=0.7)
+    alone = ours(model, rows(inputs, 0), sigma=0.7, strength=0.7, omissions=(omission,))
+    for stream in range(2):
+        torch.testing.assert_close(found[stream][[0, 2]], whole[stream], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[stream][1:2], alone[stream], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(alone[stream], whole[stream][:1], atol=1e-3)
+
+
+@torch.inference_mode()
+def test_streams_that_do_not_see_each_other_ignore_each_other(model, inputs):
+    other = {**inputs, "audio": inputs["audio"] * 2 + 1}
+    omissions = (Omission(exchange=True),) * 2
+    before, after = (ours(model, i, sigma=0.7, strength=0.7, omissions=omissions)[0] for i in (inputs, other))
+    assert torch.equal(before, after)
+
+
+def test_runs_are_the_neighbours_of_equal_mask():
+    mask = torch.tensor([0.5, 0.5, 1.0, 0.5]).view(1, 4, 1)
+    assert runs(mask) == Runs((2, 1, 1), (0.5, 1.0, 0.5))
