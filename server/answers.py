@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.errors import Failure, FalError, plain
+from server.keys import Key
 from server.roles import Caller
 
 
@@ -28,6 +29,18 @@ def caller(request: Request) -> Caller:
     """How the server was called."""
     found: Caller = request.scope["caller"]
     return found
+
+
+def key_of(request: Request) -> Key | None:
+    """Whose key the request carries; None while there are no keys."""
+    found: Key | None = request.scope["key"]
+    return found
+
+
+def key_id_of(request: Request) -> str | None:
+    """The id of the request's key; None while there are no keys."""
+    key = key_of(request)
+    return None if key is None else key.id
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:

@@ -104,7 +104,7 @@ class Edge:
         except NotFalError:
             await reply("Invalid request", status=412)(scope, receive, send_with_common)
             return
-        inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "caller": target.caller}
+        inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "caller": target.caller, "key": None}
         if target.query is not None:
             inner["query_string"] = target.query.encode()
         await self._app(inner, receive, send_with_common)

@@ -37,6 +37,7 @@ STATUSES: dict[str, tuple[int, bool]] = {
     "method_not_allowed": (405, False),
     "body_too_large": (413, False),
     "queue_full": (429, True),
+    "concurrent_requests_limit": (429, True),
     "storage_full": (503, True),
 }
 

@@ -16,7 +16,7 @@ from server.bell import Bell
 from server.blobs import LocalBlobs
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
-from server.store import Job, Store
+from server.store import NOBODY, Job, Sender, Store
 
 LOW = 1
 NORMAL = 0
@@ -67,20 +67,28 @@ class Jobs:
         self._blobs = blobs
         self._bell = bell
 
-    async def submit(self, given: ImageToVideoInput, *, priority: int = NORMAL, max_waiting: int) -> str:
+    async def submit(
+        self, given: ImageToVideoInput, *, priority: int = NORMAL, max_waiting: int, sender: Sender = NOBODY
+    ) -> str:
         """The id of a new job.
 
-        Raises: FalError if too many jobs wait.
+        Raises: FalError if too many jobs wait, or too many of the sender's are in flight.
         """
         job_id = str(uuid.uuid4())
-        if not await self.store.submit(job_id, freeze(given), priority=priority, max_waiting=max_waiting):
-            raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
+        match await self.store.submit(
+            job_id, freeze(given), priority=priority, max_waiting=max_waiting, sender=sender
+        ):
+            case "queue full":
+                raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
+            case "too many in flight":
+                message = f"This key has {sender.max_in_flight} requests in flight, which is its limit"
+                raise FalError(plain("concurrent_requests_limit", message))
         return job_id
 
-    async def submit_failed(self, failure: Failure) -> str:
+    async def submit_failed(self, failure: Failure, *, sender: Sender = NOBODY) -> str:
         """The id of a new job that has ended with `failure`."""
         job_id = str(uuid.uuid4())
-        await self.store.submit_failed(job_id, failure)
+        await self.store.submit_failed(job_id, failure, sender=sender)
         return job_id
 
     async def get(self, job_id: str) -> Job:
@@ -90,6 +98,16 @@ class Jobs:
         """
         job = await self.store.get(job_id)
         if job is None:
+            raise JobNotFoundError(job_id)
+        return job
+
+    async def own(self, job_id: str, key_id: str | None) -> Job:
+        """The job, if it is of the key `key_id`, or of nobody while there are no keys.
+
+        Raises: JobNotFoundError.
+        """
+        job = await self.get(job_id)
+        if job.key_id != key_id:
             raise JobNotFoundError(job_id)
         return job
 

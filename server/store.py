@@ -16,10 +16,11 @@ from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select,
 
 from server.database import Session
 from server.errors import Failure, model_failure, plain
-from server.tables import FILES, JOBS, LOGS
+from server.tables import FILES, JOBS, LOGS, WEBHOOKS
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 CancelOutcome = Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
+SubmitOutcome = Literal["accepted", "queue full", "too many in flight"]
 
 MAX_LOG_LINES = 500
 MAX_LOG_CHARACTERS = 2_000
@@ -44,6 +45,7 @@ class Job:
     """
 
     id: str
+    key_id: str | None
     status: Status
     position: int
     attempts: int
@@ -68,6 +70,24 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Sender:
+    """On whose behalf a job is submitted, and whom to tell of its end."""
+
+    key_id: str | None = None
+    max_in_flight: int | None = None
+    webhook: "WebhookTarget | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookTarget:
+    """Where to tell of a job's end, see `server.webhooks`."""
+
+    url: str
+    origin: str
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of a job's log."""
 
@@ -88,6 +108,11 @@ class StoredFile:
     sha256: str
     created: float
     expires: float
+    key_id: str | None = None
+
+
+NOBODY = Sender()
+"""Who submits while there are no keys."""
 
 
 class Store:
@@ -116,29 +141,29 @@ class Store:
 
     # -- a job's life
 
-    async def submit(self, job_id: str, payload: bytes, *, priority: int, max_waiting: int) -> bool:
-        """Writes a waiting job; False, writing nothing, if `max_waiting` jobs wait already."""
+    async def submit(
+        self, job_id: str, payload: bytes, *, priority: int, max_waiting: int, sender: Sender = NOBODY
+    ) -> SubmitOutcome:
+        """Writes a waiting job; writes nothing if `max_waiting` jobs wait already, or too many of the sender's."""
 
-        def work(connection: Connection) -> bool:
+        def work(connection: Connection) -> SubmitOutcome:
             if (connection.scalar(_WAITING) or 0) >= max_waiting:
-                return False
-            row = {
-                "id": job_id,
-                "payload": payload,
-                "priority": priority,
-                "status": "IN_QUEUE",
-                "created": time.time(),
-            }
-            connection.execute(insert(JOBS), row)
-            return True
+                return "queue full"
+            if sender.max_in_flight is not None:
+                mine = and_(JOBS.c.key_id == sender.key_id, JOBS.c.status != "COMPLETED")
+                if (connection.scalar(select(func.count()).where(mine)) or 0) >= sender.max_in_flight:
+                    return "too many in flight"
+            row = {"payload": payload, "status": "IN_QUEUE", "created": time.time()}
+            _insert_job(connection, job_id, row | {"priority": priority}, sender)
+            return "accepted"
 
-        return await self._change(work)
+        return await self.change(work)
 
-    async def submit_failed(self, job_id: str, failure: Failure) -> None:
+    async def submit_failed(self, job_id: str, failure: Failure, *, sender: Sender = NOBODY) -> None:
         """Writes a job that ended before it began."""
         now = time.time()
-        row = {"id": job_id, "priority": 0, "created": now, "started": now} | _ended(now, failure=failure)
-        await self._change(lambda connection: connection.execute(insert(JOBS), row))
+        row = {"priority": 0, "created": now, "started": now} | _ended(now, failure=failure)
+        await self.change(lambda connection: _insert_job(connection, job_id, row, sender))
 
     async def claim(self, owner: str) -> Claim | None:
         """The next waiting job, from now on `owner`'s; None if none waits."""
@@ -162,7 +187,7 @@ class Store:
             ).one()
             return Claim(row.id, owner, row.attempts, row.payload)
 
-        claim = await self._write(work)
+        claim = await self.write(work)
         if claim is not None:
             self._on_change()
         return claim
@@ -187,7 +212,7 @@ class Store:
                 connection.execute(insert(FILES), asdict(file))
             return True
 
-        return await self._change(work)
+        return await self.change(work)
 
     async def release(self, claim: Claim, *, max_attempts: int, counted: bool = True) -> bool:
         """Puts the job back at its old place, or ends it if it was tried `max_attempts` times.
@@ -209,7 +234,7 @@ class Store:
             connection.execute(update(JOBS).where(_held(claim)).values(values))
             return True
 
-        return await self._change(work)
+        return await self.change(work)
 
     async def recover(self, *, max_attempts: int) -> int:
         """Puts every job that a dead process left running back at its old place; gives their number.
@@ -228,7 +253,7 @@ class Store:
             )
             return connection.execute(update(JOBS).where(running).values(status="IN_QUEUE", owner=None)).rowcount
 
-        return await self._write(work)
+        return await self.write(work)
 
     async def cancel(self, job_id: str) -> CancelOutcome:
         """Ends a waiting job at once, and asks for a running one to end."""
@@ -243,7 +268,7 @@ class Store:
             connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(values))
             return "CANCELLATION_REQUESTED"
 
-        return await self._change(work)
+        return await self.change(work)
 
     # -- looking
 
@@ -262,11 +287,11 @@ class Store:
                 ahead = connection.scalar(_WAITING.where(before)) or 0
             return _job(row, ahead)
 
-        return await self._read(work)
+        return await self.read(work)
 
     async def waiting(self) -> int:
         """The number of waiting jobs."""
-        return await self._read(lambda connection: connection.scalar(_WAITING) or 0)
+        return await self.read(lambda connection: connection.scalar(_WAITING) or 0)
 
     async def logs(self, job_id: str, *, after: int = 0) -> list[LogLine]:
         """The lines of the job's log, without the first `after`."""
@@ -275,7 +300,7 @@ class Store:
             .where(LOGS.c.job_id == job_id, LOGS.c.n >= after)
             .order_by(LOGS.c.n)
         )
-        return await self._read(lambda connection: [LogLine(*row) for row in connection.execute(query)])
+        return await self.read(lambda connection: [LogLine(*row) for row in connection.execute(query)])
 
     async def log(self, job_id: str, message: str, *, level: str = "INFO") -> None:
         """Adds a line to the job's log, unless it is full."""
@@ -287,7 +312,7 @@ class Store:
                 row = {"job_id": job_id, "n": n, "at": time.time(), "level": level, "message": text}
                 connection.execute(insert(LOGS), row)
 
-        await self._change(work)
+        await self.change(work)
 
     async def file(self, file_id: str) -> StoredFile | None:
         """The row of the file, or None if there is none or it has expired."""
@@ -297,7 +322,7 @@ class Store:
             row = connection.execute(query).one_or_none()
             return None if row is None else StoredFile(*row)
 
-        return await self._read(work)
+        return await self.read(work)
 
     async def sweep(self, *, row_retention: float) -> list[str]:
         """Forgets expired files and old finished jobs; gives the ids of the blobs to delete."""
@@ -307,25 +332,37 @@ class Store:
             expired = connection.scalars(delete(FILES).where(FILES.c.expires <= now).returning(FILES.c.id)).all()
             old = select(JOBS.c.id).where(JOBS.c.finished <= now - row_retention)
             connection.execute(delete(LOGS).where(LOGS.c.job_id.in_(old)))
+            connection.execute(delete(WEBHOOKS).where(WEBHOOKS.c.job_id.in_(old)))
             connection.execute(delete(JOBS).where(JOBS.c.finished <= now - row_retention))
             return list(expired)
 
-        return await self._write(work)
+        return await self.write(work)
 
-    async def _write(self, work: Callable[[Connection], T]) -> T:
+    # -- for the statements of other modules
+
+    async def write(self, work: Callable[[Connection], T]) -> T:
+        """What `work` gives; what it wrote is kept, all or nothing."""
         return await self._writer.run(work)
 
-    async def _change(self, work: Callable[[Connection], T]) -> T:
-        result = await self._write(work)
+    async def change(self, work: Callable[[Connection], T]) -> T:
+        """As `write`, and tells of the change."""
+        result = await self.write(work)
         self._on_change()
         return result
 
-    async def _read(self, work: Callable[[Connection], T]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
+        """What `work` gives, which only looks."""
         return await self._reader.run(work)
 
 
 _WAITING = select(func.count()).select_from(JOBS).where(JOBS.c.status == "IN_QUEUE")
 _SEEN = [column for column in JOBS.c if column.name != "payload"]
+
+
+def _insert_job(connection: Connection, job_id: str, row: dict[str, Any], sender: Sender) -> None:
+    connection.execute(insert(JOBS), row | {"id": job_id, "key_id": sender.key_id})
+    if sender.webhook is not None:
+        connection.execute(insert(WEBHOOKS), asdict(sender.webhook) | {"job_id": job_id, "next_try": 0.0})
 
 
 def _held(claim: Claim) -> Any:
@@ -361,6 +398,7 @@ def _ended(
 def _job(row: Row[Any], position: int) -> Job:
     return Job(
         id=row.id,
+        key_id=row.key_id,
         status=row.status,
         position=position,
         attempts=row.attempts,

@@ -9,6 +9,7 @@ JOBS = Table(
     METADATA,
     Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("id", String(36), nullable=False, unique=True),
+    Column("key_id", String(32), index=True),  # whose job it is; null: submitted while there were no keys
     Column("status", String(11), nullable=False, index=True),
     Column("priority", Integer, nullable=False),  # 0 normal, 1 low
     Column("payload", LargeBinary),  # dropped when the job ends
@@ -47,4 +48,35 @@ FILES = Table(
     Column("sha256", String(64), nullable=False),
     Column("created", Float, nullable=False),
     Column("expires", Float, nullable=False, index=True),
+    Column("key_id", String(32)),  # who uploaded it
+)
+
+KEYS = Table(
+    "keys",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(100), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("max_in_flight", Integer),  # null: any number
+    Column("private_webhooks", Integer, nullable=False, default=0),
+    Column("created", Float, nullable=False),
+    Column("revoked", Float),
+)
+
+SECRETS = Table(
+    "secrets",
+    METADATA,
+    Column("name", String(32), primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+)
+
+WEBHOOKS = Table(
+    "webhooks",
+    METADATA,
+    Column("job_id", String(36), primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("origin", Text, nullable=False),  # what file URLs in the payload begin with
+    Column("private", Integer, nullable=False),  # whether it may lead into a private network
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_try", Float, index=True),  # null: delivered or given up
 )

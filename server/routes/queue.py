@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from server.agent import Agent
-from server.answers import caller, fail, read_body, reply
+from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
 from server.jobs import LOW, NORMAL, JobNotFoundError, Jobs, parse
+from server.keys import sender_of
 from server.schema import APP, ENDPOINT
 from server.settings import Settings
 from server.store import Job, LogLine
@@ -28,14 +29,15 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
     async def submit(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
         limit = _max_waiting(request, settings)
+        sender = sender_of(key_of(request))
         priority = LOW if request.headers.get("x-fal-queue-priority", "").lower() == "low" else NORMAL
         try:
             given = parse(body, jobs.recipe)
         except FalError as error:
             # why: fal accepts any body, and the model's refusal is the job's result
-            job_id = await jobs.submit_failed(error.failure)
+            job_id = await jobs.submit_failed(error.failure, sender=sender)
         else:
-            job_id = await jobs.submit(given, priority=priority, max_waiting=limit)
+            job_id = await jobs.submit(given, priority=priority, max_waiting=limit, sender=sender)
         job = await jobs.get(job_id)
         answer = _links(job_id, caller(request).base) | {
             "status": "IN_QUEUE",
@@ -46,20 +48,20 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         return reply(answer, headers={"x-fal-request-id": job_id})
 
     async def status(request: Request, job_id: str) -> Response:
-        job = await jobs.get(job_id)
+        job = await jobs.own(job_id, key_id_of(request))
         logs = await jobs.store.logs(job_id) if _wants_logs(request) else None
         answer = status_body(job, base=caller(request).base, logs=logs)
         code = 200 if job.status == "COMPLETED" else 202
         return reply(answer, status=code, headers={"x-fal-request-id": job_id})
 
     async def status_stream(request: Request, job_id: str) -> Response:
-        await jobs.get(job_id)
+        await jobs.own(job_id, key_id_of(request))
         events = _events(jobs, agent, job_id, base=caller(request).base, wants_logs=_wants_logs(request))
         headers = {"x-fal-request-id": job_id, "cache-control": "no-cache"}
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
     async def result(request: Request, job_id: str) -> Response:
-        job = await jobs.get(job_id)
+        job = await jobs.own(job_id, key_id_of(request))
         if job.status != "COMPLETED":
             return fail(plain("bad_request", "Request is still in progress"), request_id=job_id)
         try:
@@ -68,7 +70,8 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
             return fail(error.failure, request_id=job_id)
         return reply(output, headers={"x-fal-request-id": job_id, "x-fal-billable-units": str(job.units)})
 
-    async def cancel(job_id: str) -> Response:
+    async def cancel(request: Request, job_id: str) -> Response:
+        await jobs.own(job_id, key_id_of(request))
         outcome = await jobs.store.cancel(job_id)
         if outcome == "NOT_FOUND":
             raise JobNotFoundError(job_id)

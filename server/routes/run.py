@@ -5,9 +5,10 @@ import hashlib
 
 from fastapi import APIRouter, Request, Response
 
-from server.answers import caller, fail, read_body, reply
+from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
 from server.jobs import Jobs, parse
+from server.keys import sender_of
 from server.orphans import Orphans
 from server.schema import ENDPOINT
 from server.settings import Settings
@@ -21,8 +22,10 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
     async def run(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
         given = parse(body, jobs.recipe)
-        key = hashlib.sha256(request.headers.get("authorization", "").encode() + b"\n" + body).hexdigest()
-        job_id = orphans.adopt(key) or await jobs.submit(given, max_waiting=settings.max_queue_length)
+        key = hashlib.sha256(f"{key_id_of(request)}\n".encode() + body).hexdigest()
+        job_id = orphans.adopt(key) or await jobs.submit(
+            given, max_waiting=settings.max_queue_length, sender=sender_of(key_of(request))
+        )
         ended = asyncio.create_task(jobs.ended(job_id))
         gone = asyncio.create_task(_gone(request))
         try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.errors import plain
-from server.store import MAX_LOG_LINES, Claim, Store, StoredFile, StoreError
+from server.store import MAX_LOG_LINES, Claim, Sender, Store, StoredFile, StoreError
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ async def store(tmp_path):
 
 async def submit(store: Store, *names: str, priority: int = 0) -> None:
     for name in names:
-        assert await store.submit(name, b"{}", priority=priority, max_waiting=100)
+        assert await store.submit(name, b"{}", priority=priority, max_waiting=100) == "accepted"
 
 
 async def claimed(store: Store) -> str | None:
@@ -95,8 +95,19 @@ async def test_cancel_ends_a_waiting_job_asks_a_running_one_and_comes_too_late_f
 
 async def test_a_full_queue_takes_no_more(store):
     await submit(store, "a")
-    assert not await store.submit("b", b"{}", priority=0, max_waiting=1)
+    assert await store.submit("b", b"{}", priority=0, max_waiting=1) == "queue full"
     assert await store.get("b") is None
+
+
+async def test_a_key_may_have_as_many_jobs_in_flight_as_its_limit(store):
+    mine, other = Sender("mine", max_in_flight=2), Sender("other", max_in_flight=1)
+    for name, sender in (("a", mine), ("b", mine), ("c", other)):
+        assert await store.submit(name, b"{}", priority=0, max_waiting=9, sender=sender) == "accepted"
+    claim = await store.claim("me")
+    assert await store.submit("d", b"{}", priority=0, max_waiting=9, sender=mine) == "too many in flight"
+    await store.finish(claim, result={})
+    assert await store.submit("d", b"{}", priority=0, max_waiting=9, sender=mine) == "accepted"
+    assert (await store.get("d")).key_id == "mine"
 
 
 async def test_jobs_of_a_dead_process_wait_again_at_their_place(tmp_path):
