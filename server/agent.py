@@ -312,7 +312,7 @@ class Agent:
             size=blob.size,
             sha256=blob.sha256,
             created=now,
-            expires=now + self._settings.result_retention,
+            expires=now + (claim.keep_for or self._settings.result_retention),
         )
         result = {
             "file": file_id,

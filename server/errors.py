@@ -84,7 +84,9 @@ class Failure:
 
     def headers(self) -> dict[str, str]:
         """What clients and proxies read without opening the body."""
-        return {
+        # why: clients repeat a 504 unless it says that it is of their own making
+        own = {"x-fal-request-timeout-type": "user"} if self.error_type == "request_timeout" else {}
+        return own | {
             "x-fal-error-type": self.error_type,
             "X-Fal-Retryable": "true" if self.retryable else "false",
             "X-Fal-Needs-Retry": "1" if self.retryable else "0",

@@ -17,9 +17,8 @@ from server.blobs import LocalBlobs
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.store import NOBODY, Job, Sender, Store
+from server.terms import Terms
 
-LOW = 1
-NORMAL = 0
 RECHECK_SECONDS = 1.0
 
 
@@ -68,15 +67,21 @@ class Jobs:
         self._bell = bell
 
     async def submit(
-        self, given: ImageToVideoInput, *, priority: int = NORMAL, max_waiting: int, sender: Sender = NOBODY
+        self,
+        given: ImageToVideoInput,
+        *,
+        terms: Terms,
+        asked: str | None = None,
+        max_waiting: int,
+        sender: Sender = NOBODY,
     ) -> str:
-        """The id of a new job.
+        """The id of a new job; `asked` is the digest of what its caller asks, if he waits for the answer.
 
         Raises: FalError if too many jobs wait, or too many of the sender's are in flight.
         """
         job_id = str(uuid.uuid4())
         match await self.store.submit(
-            job_id, freeze(given), priority=priority, max_waiting=max_waiting, sender=sender
+            job_id, freeze(given), terms=terms, asked=asked, max_waiting=max_waiting, sender=sender
         ):
             case "queue full":
                 raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))

@@ -1,55 +1,59 @@
 """Jobs whose waiting caller went away, kept for a while for it to come back.
 
-Node gives up a request after 300 s and sends it again: the same body then joins the job it had started. Two callers
-that wait at the same time keep their own jobs.
+Node gives up a request after 300 s and sends it again: the same body then joins the job that it had started. Two
+callers that wait at the same time keep their own jobs. All of it stands in the store, so that a caller finds its job
+again after the server was started anew.
 """
 
-import asyncio
+import time
+
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from server.store import Store
+from server.tables import JOBS
 
-KEEP_SECONDS = 600.0
+REMEMBER_SECONDS = 600.0
+CANCELLED_STATUS = 499
 
 
 class Orphans:
-    """The orphaned jobs, by what was asked."""
+    """The orphaned jobs, by the digest of what was asked."""
 
-    def __init__(self, store: Store, *, seconds: float) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
-        self._seconds = seconds
-        self._jobs: dict[str, list[str]] = {}
-        self._timers: dict[str, asyncio.Task[None]] = {}
 
-    def leave(self, key: str, job_id: str) -> None:
-        """Takes in a job; it is cancelled after a while, unless adopted."""
-        self._jobs.setdefault(key, []).append(job_id)
-        self._timers[job_id] = asyncio.create_task(self._give_up(key, job_id))
+    async def leave(self, job_id: str) -> None:
+        """Orphans the job: its caller's connection is lost."""
+        await self._store.change(
+            lambda connection: connection.execute(
+                update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None)).values(orphaned=time.time())
+            )
+        )
 
-    def adopt(self, key: str) -> str | None:
-        """A job that was left under `key`, or None."""
-        waiting = self._jobs.get(key)
-        if not waiting:
+    async def adopt(self, asked: str) -> str | None:
+        """The oldest orphan of an equal call that still runs or has ended lately, no orphan any more; or None."""
+
+        def work(connection: Connection) -> str | None:
+            seq = connection.scalar(select(func.min(JOBS.c.seq)).where(_adoptable(asked)))
+            if seq is None:
+                return None
+            one = update(JOBS).where(JOBS.c.seq == seq).values(orphaned=None).returning(JOBS.c.id)
+            return str(connection.execute(one).scalar_one())
+
+        # why: almost no call has an orphan, and looking is cheaper than a turn at the writer
+        if await self._store.read(lambda connection: connection.scalar(_FIRST.where(_adoptable(asked)))) is None:
             return None
-        job_id = waiting[0]
-        self._timers[job_id].cancel()
-        self._forget(key, job_id)
-        return job_id
+        return await self._store.change(work)
 
-    async def close(self) -> None:
-        """Stops waiting for anyone."""
-        timers = list(self._timers.values())
-        for timer in timers:
-            timer.cancel()
-        await asyncio.gather(*timers, return_exceptions=True)
 
-    async def _give_up(self, key: str, job_id: str) -> None:
-        await asyncio.sleep(self._seconds)
-        if await self._store.cancel(job_id) == "ALREADY_COMPLETED":
-            await asyncio.sleep(KEEP_SECONDS - self._seconds)
-        self._forget(key, job_id)
+_FIRST = select(JOBS.c.seq).limit(1)
 
-    def _forget(self, key: str, job_id: str) -> None:
-        del self._timers[job_id]
-        self._jobs[key].remove(job_id)
-        if not self._jobs[key]:
-            del self._jobs[key]
+
+def _adoptable(asked: str) -> ColumnElement[bool]:
+    return and_(
+        JOBS.c.asked == asked,
+        JOBS.c.orphaned.is_not(None),
+        JOBS.c.cancel_requested == 0,
+        or_(JOBS.c.finished.is_(None), JOBS.c.finished > time.time() - REMEMBER_SECONDS),
+        or_(JOBS.c.http_status.is_(None), JOBS.c.http_status != CANCELLED_STATUS),
+    )

@@ -19,6 +19,7 @@ from server.app import create_app
 from server.bell import Bell
 from server.blobs import LocalBlobs
 from server.child import Command
+from server.deadlines import keep_deadlines
 from server.jobs import Jobs
 from server.media import Media
 from server.orphans import Orphans
@@ -70,13 +71,14 @@ async def serve(
             jobs = Jobs(store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=jobs.file)
             agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
-            orphans = Orphans(store, seconds=settings.orphan_seconds)
+            orphans = Orphans(store)
             app = create_app(settings, store=store, blobs=blobs, jobs=jobs, agent=agent, orphans=orphans)
             servers = [(_server(app), http)]
             if tls is not None:
                 context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data))
                 servers.append((_server(app, context), tls))
             working = asyncio.create_task(agent.run())
+            deadlines = asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds))
             sweeping = asyncio.create_task(_sweep(settings, store, blobs))
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
             ports = Ports(http.getsockname()[1], None if tls is None else tls.getsockname()[1])
@@ -88,11 +90,11 @@ async def serve(
             log.info("stopping")
             stopping.cancel()
             sweeping.cancel()
+            deadlines.cancel()
             await agent.drain()
             for server, _ in servers:
                 server.should_exit = True
             await asyncio.gather(*serving)
-            await orphans.close()
             await working
         finally:
             await store.close()

@@ -74,10 +74,18 @@ class Settings(BaseSettings):
     orphan_seconds: float = Field(
         60.0, ge=0, description="Seconds that a job whose waiting client went away runs on for it to come back."
     )
+    heartbeat: bool = Field(
+        default=False,
+        description="Whether a waiting run answers 200 and blanks after LTX_HEARTBEAT_AFTER, so that clients which "
+        "give up after 300 s wait on. What it costs: the status is then 200 even if the job fails.",
+    )
+    heartbeat_after: float = Field(240.0, gt=0, description="Seconds before the first blank, see LTX_HEARTBEAT.")
     drain_timeout: float = Field(
         30.0, ge=0, description="Seconds that the running job may go on after SIGTERM before it is handed back."
     )
-    result_retention: float = Field(DAY, gt=0, description="Seconds that results and their files are kept.")
+    result_retention: float = Field(
+        DAY, gt=0, description="Seconds that results and their files are kept, unless the caller asks otherwise."
+    )
     row_retention: float = Field(30 * DAY, gt=0, description="Seconds that finished jobs are remembered.")
 
     @property

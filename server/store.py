@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, insert, or_, select, update
 
 from server.database import Session
 from server.errors import Failure, model_failure, plain
 from server.tables import FILES, JOBS, LOGS, WEBHOOKS
+from server.terms import FREE, Terms
 
 Status = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED"]
 CancelOutcome = Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUND"]
@@ -67,6 +68,7 @@ class Claim:
     owner: str
     attempt: int
     payload: bytes
+    keep_for: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +144,19 @@ class Store:
     # -- a job's life
 
     async def submit(
-        self, job_id: str, payload: bytes, *, priority: int, max_waiting: int, sender: Sender = NOBODY
+        self,
+        job_id: str,
+        payload: bytes,
+        *,
+        terms: Terms = FREE,
+        asked: str | None = None,
+        max_waiting: int,
+        sender: Sender = NOBODY,
     ) -> SubmitOutcome:
-        """Writes a waiting job; writes nothing if `max_waiting` jobs wait already, or too many of the sender's."""
+        """Writes a waiting job; writes nothing if `max_waiting` jobs wait already, or too many of the sender's.
+
+        `asked` is the digest of what a call asks that waits for the answer.
+        """
 
         def work(connection: Connection) -> SubmitOutcome:
             if (connection.scalar(_WAITING) or 0) >= max_waiting:
@@ -153,8 +165,17 @@ class Store:
                 mine = and_(JOBS.c.key_id == sender.key_id, JOBS.c.status != "COMPLETED")
                 if (connection.scalar(select(func.count()).where(mine)) or 0) >= sender.max_in_flight:
                     return "too many in flight"
-            row = {"payload": payload, "status": "IN_QUEUE", "created": time.time()}
-            _insert_job(connection, job_id, row | {"priority": priority}, sender)
+            now = time.time()
+            row = {
+                "payload": payload,
+                "priority": terms.priority,
+                "start_by": None if terms.start_within is None else now + terms.start_within,
+                "keep_for": terms.keep_for,
+                "asked": asked,
+                "status": "IN_QUEUE",
+                "created": now,
+            }
+            _insert_job(connection, job_id, row, sender)
             return "accepted"
 
         return await self.change(work)
@@ -162,7 +183,7 @@ class Store:
     async def submit_failed(self, job_id: str, failure: Failure, *, sender: Sender = NOBODY) -> None:
         """Writes a job that ended before it began."""
         now = time.time()
-        row = {"priority": 0, "created": now, "started": now} | _ended(now, failure=failure)
+        row = {"priority": 0, "created": now, "started": now} | ended(now, failure=failure)
         await self.change(lambda connection: _insert_job(connection, job_id, row, sender))
 
     async def claim(self, owner: str) -> Claim | None:
@@ -170,7 +191,10 @@ class Store:
 
         def work(connection: Connection) -> Claim | None:
             seq = connection.scalar(
-                select(JOBS.c.seq).where(JOBS.c.status == "IN_QUEUE").order_by(JOBS.c.priority, JOBS.c.seq).limit(1)
+                select(JOBS.c.seq)
+                .where(JOBS.c.status == "IN_QUEUE", or_(~_UNBEGUN, JOBS.c.start_by > time.time()))
+                .order_by(JOBS.c.priority, JOBS.c.seq)
+                .limit(1)
             )
             if seq is None:
                 return None
@@ -183,9 +207,9 @@ class Store:
                     attempts=JOBS.c.attempts + 1,
                     started=func.coalesce(JOBS.c.started, time.time()),
                 )
-                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload)
+                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload, JOBS.c.keep_for)
             ).one()
-            return Claim(row.id, owner, row.attempts, row.payload)
+            return Claim(row.id, owner, row.attempts, row.payload, row.keep_for)
 
         claim = await self.write(work)
         if claim is not None:
@@ -203,7 +227,7 @@ class Store:
         units: int = 0,
     ) -> bool:
         """Ends the job with a result or a failure; False, changing nothing, if it is no longer `claim`'s."""
-        values = _ended(time.time(), result=result, failure=failure, seconds=seconds, units=units)
+        values = ended(time.time(), result=result, failure=failure, seconds=seconds, units=units)
 
         def work(connection: Connection) -> bool:
             if connection.execute(update(JOBS).where(_held(claim)).values(values)).rowcount == 0:
@@ -226,9 +250,9 @@ class Store:
             if row is None:
                 return False
             if row.cancel_requested:
-                values = _ended(time.time(), failure=CANCELLED)
+                values = ended(time.time(), failure=CANCELLED)
             elif counted and claim.attempt >= max_attempts:
-                values = _ended(time.time(), failure=WORN_OUT)
+                values = ended(time.time(), failure=WORN_OUT)
             else:
                 values = {"status": "IN_QUEUE", "owner": None, "attempts": claim.attempt - (not counted)}
             connection.execute(update(JOBS).where(_held(claim)).values(values))
@@ -239,17 +263,20 @@ class Store:
     async def recover(self, *, max_attempts: int) -> int:
         """Puts every job that a dead process left running back at its old place; gives their number.
 
-        Ends those that were tried `max_attempts` times. To be called once, before the first claim.
+        Ends those that were tried `max_attempts` times; orphans those whose callers waited. To be called once, before
+        the first claim.
         """
 
         def work(connection: Connection) -> int:
             running = JOBS.c.status == "IN_PROGRESS"
             now = time.time()
+            lost = (JOBS.c.status != "COMPLETED", JOBS.c.asked.is_not(None), JOBS.c.orphaned.is_(None))
+            connection.execute(update(JOBS).where(*lost).values(orphaned=now))
             connection.execute(
-                update(JOBS).where(running, JOBS.c.cancel_requested == 1).values(_ended(now, failure=CANCELLED))
+                update(JOBS).where(running, JOBS.c.cancel_requested == 1).values(ended(now, failure=CANCELLED))
             )
             connection.execute(
-                update(JOBS).where(running, JOBS.c.attempts >= max_attempts).values(_ended(now, failure=WORN_OUT))
+                update(JOBS).where(running, JOBS.c.attempts >= max_attempts).values(ended(now, failure=WORN_OUT))
             )
             return connection.execute(update(JOBS).where(running).values(status="IN_QUEUE", owner=None)).rowcount
 
@@ -264,7 +291,7 @@ class Store:
                 return "NOT_FOUND"
             if status == "COMPLETED":
                 return "ALREADY_COMPLETED"
-            values = _ended(time.time(), failure=CANCELLED) if status == "IN_QUEUE" else {"cancel_requested": 1}
+            values = ended(time.time(), failure=CANCELLED) if status == "IN_QUEUE" else {"cancel_requested": 1}
             connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(values))
             return "CANCELLATION_REQUESTED"
 
@@ -356,6 +383,7 @@ class Store:
 
 
 _WAITING = select(func.count()).select_from(JOBS).where(JOBS.c.status == "IN_QUEUE")
+_UNBEGUN = and_(JOBS.c.start_by.is_not(None), JOBS.c.started.is_(None))
 _SEEN = [column for column in JOBS.c if column.name != "payload"]
 
 
@@ -374,7 +402,12 @@ def _held(claim: Claim) -> Any:
     )
 
 
-def _ended(
+def late(now: float) -> ColumnElement[bool]:
+    """Which jobs should have begun by `now` and have not. One that was begun and put back is in time."""
+    return and_(JOBS.c.status == "IN_QUEUE", _UNBEGUN, JOBS.c.start_by <= now)
+
+
+def ended(
     now: float,
     *,
     result: dict[str, Any] | None = None,
@@ -382,6 +415,7 @@ def _ended(
     seconds: float | None = None,
     units: int = 0,
 ) -> dict[str, Any]:
+    """The columns of a job that ends."""
     return {
         "status": "COMPLETED",
         "owner": None,

@@ -21,6 +21,10 @@ JOBS = Table(
     Column("http_status", Integer),
     Column("units", Integer, nullable=False, default=0),
     Column("inference_seconds", Float),
+    Column("start_by", Float),  # one that has not begun by then fails
+    Column("keep_for", Float),  # seconds its file is kept, if its caller chose
+    Column("asked", String(64), index=True),  # digest of what a call asks that waits for its answer
+    Column("orphaned", Float, index=True),  # when that call's connection was lost
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("finished", Float, index=True),

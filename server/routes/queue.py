@@ -12,11 +12,12 @@ from starlette.responses import StreamingResponse
 from server.agent import Agent
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
-from server.jobs import LOW, NORMAL, JobNotFoundError, Jobs, parse
+from server.jobs import JobNotFoundError, Jobs, parse
 from server.keys import sender_of
 from server.schema import APP, ENDPOINT
 from server.settings import Settings
 from server.store import Job, LogLine
+from server.terms import terms_of
 
 PING_SECONDS = 15.0
 
@@ -30,14 +31,14 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         body = await read_body(request, limit=settings.max_body_bytes)
         limit = _max_waiting(request, settings)
         sender = sender_of(key_of(request))
-        priority = LOW if request.headers.get("x-fal-queue-priority", "").lower() == "low" else NORMAL
+        terms = terms_of(request.headers)
         try:
             given = parse(body, jobs.recipe)
         except FalError as error:
             # why: fal accepts any body, and the model's refusal is the job's result
             job_id = await jobs.submit_failed(error.failure, sender=sender)
         else:
-            job_id = await jobs.submit(given, priority=priority, max_waiting=limit, sender=sender)
+            job_id = await jobs.submit(given, terms=terms, max_waiting=limit, sender=sender)
         job = await jobs.get(job_id)
         answer = _links(job_id, caller(request).base) | {
             "status": "IN_QUEUE",

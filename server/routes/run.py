@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 
 from fastapi import APIRouter, Request, Response
+from starlette.types import Receive, Scope, Send
 
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
@@ -12,6 +13,9 @@ from server.keys import sender_of
 from server.orphans import Orphans
 from server.schema import ENDPOINT
 from server.settings import Settings
+from server.terms import terms_of
+
+BEAT_SECONDS = 30.0
 
 
 def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
@@ -21,33 +25,76 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
     @routes.post(f"/run/{ENDPOINT}")
     async def run(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
-        given = parse(body, jobs.recipe)
-        key = hashlib.sha256(f"{key_id_of(request)}\n".encode() + body).hexdigest()
-        job_id = orphans.adopt(key) or await jobs.submit(
-            given, max_waiting=settings.max_queue_length, sender=sender_of(key_of(request))
-        )
-        ended = asyncio.create_task(jobs.ended(job_id))
-        gone = asyncio.create_task(_gone(request))
-        try:
-            await asyncio.wait({ended, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                orphans.leave(key, job_id)
-                return fail(plain("client_disconnected", "The client went away"), request_id=job_id)
-            job = ended.result()
-            try:
-                output = await jobs.output(job, origin=caller(request).origin)
-            except FalError as error:
-                return fail(error.failure, request_id=job_id)
-            headers = {"x-fal-request-id": job_id, "x-fal-billable-units": str(job.units)}
-            return reply(output, headers=headers)
-        finally:
-            ended.cancel()
-            gone.cancel()
+        given, terms = parse(body, jobs.recipe), terms_of(request.headers)
+        asked = hashlib.sha256(f"{key_id_of(request)}\n".encode() + body).hexdigest()
+        job_id = await orphans.adopt(asked)
+        if job_id is None:
+            job_id = await jobs.submit(
+                given,
+                terms=terms,
+                asked=asked,
+                max_waiting=settings.max_queue_length,
+                sender=sender_of(key_of(request)),
+            )
+        call = Call(jobs, orphans, job_id, origin=caller(request).origin)
+        patience = settings.heartbeat_after if settings.heartbeat else None
+        answer = await call.answer(request.receive, within=patience)
+        return answer if answer is not None else Heartbeat(call)
 
     return routes
 
 
-async def _gone(request: Request) -> None:
+class Call:
+    """A caller who waits for the end of a job."""
+
+    def __init__(self, jobs: Jobs, orphans: Orphans, job_id: str, *, origin: str) -> None:
+        self.job_id = job_id
+        self._jobs = jobs
+        self._orphans = orphans
+        self._origin = origin
+
+    async def answer(self, receive: Receive, *, within: float | None) -> Response | None:
+        """The answer; None if the job has not ended in time. The job is orphaned if the connection is lost."""
+        ended = asyncio.create_task(self._ended())
+        gone = asyncio.create_task(_gone(receive))
+        try:
+            await asyncio.wait({ended, gone}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done():
+                await self._orphans.leave(self.job_id)
+                return fail(plain("client_disconnected", "The client went away"), request_id=self.job_id)
+            return await ended if ended.done() else None
+        finally:
+            ended.cancel()
+            gone.cancel()
+
+    async def _ended(self) -> Response:
+        job = await self._jobs.ended(self.job_id)
+        try:
+            output = await self._jobs.output(job, origin=self._origin)
+        except FalError as error:
+            return fail(error.failure, request_id=self.job_id)
+        return reply(output, headers={"x-fal-request-id": self.job_id, "x-fal-billable-units": str(job.units)})
+
+
+class Heartbeat(Response):
+    """An answer whose status is told before its outcome is known: blanks until then, which JSON ignores."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(headers={"x-fal-request-id": call.job_id}, media_type="application/json")
+        self._call = call
+        del self.headers["content-length"]
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends it."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        answer = None
+        while answer is None:
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            answer = await self._call.answer(receive, within=BEAT_SECONDS)
+        await send({"type": "http.response.body", "body": answer.body})
+
+
+async def _gone(receive: Receive) -> None:
     """Returns once the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
+    while (await receive())["type"] != "http.disconnect":
         pass

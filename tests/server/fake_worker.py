@@ -1,7 +1,8 @@
 """A generating process without a model, for tests. Words in the prompt say how it behaves.
 
 crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
-hang-once: goes silent. slow: 30 steps of 40 ms. fail: a GenerationError. broken: any other exception.
+hang-once: goes silent. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late: in the last step.
+broken: any other exception.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 What it makes is a copy of the file --clip.
 """
@@ -49,14 +50,14 @@ def make(job: Generate, marker: Path, clip: Path) -> Generator[Progress, None, G
         raise OverBudgetError("too many frames", field="num_frames", context={"max_num_frames": 121})
     for said in re.findall(r"log:(\S+)", request.prompt):
         yield Progress("plan", 1, 1, message=said)
-    steps = 30 if "slow" in words else request.steps
+    steps = 30 if "slow" in words else 10 if "brisk" in words else request.steps
     for step in range(1, steps + 1):
-        time.sleep(0.04 if "slow" in words else 0.001)
+        time.sleep(0.04 if {"slow", "brisk"} & set(words) else 0.001)
         if step == 2 and ("crash-always" in words or ("crash-once" in words and first_time)):
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 2 and "hang-once" in words and first_time:
             time.sleep(600)
-        if step == 2 and "fail" in words:
+        if (step == 2 and "fail" in words) or (step == steps and "fail-late" in words):
             raise GenerationError("the sampler found NaN")
         if step == 2 and "broken" in words:
             raise RuntimeError("secret detail of the inside")

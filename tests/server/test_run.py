@@ -5,6 +5,7 @@ import json
 import socket
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -92,37 +93,104 @@ def test_a_body_over_the_limit_is_413(launch, image):
 
 def leave(server, body: bytes) -> None:
     """Posts `body` and closes the connection without waiting."""
+    before = len(jobs_in(server.settings.data, "orphaned IS NOT NULL"))
     with socket.create_connection(("127.0.0.1", server.ports.http)) as connection:
         head = f"POST /{ENDPOINT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
-        time.sleep(0.2)
+        while not jobs_in(server.settings.data, "asked IS NOT NULL AND orphaned IS NULL AND finished IS NULL"):
+            time.sleep(0.01)
+    while len(jobs_in(server.settings.data, "orphaned IS NOT NULL")) == before:
+        time.sleep(0.01)
 
 
-def one(data: Path, column: str) -> object:
-    """What the only job of a server that has ended holds in `column`."""
+def jobs_in(data: Path, which: str) -> list[tuple[str, int]]:
+    """Id and HTTP status of the jobs for which the condition `which` holds."""
     with contextlib.closing(sqlite3.connect(data / "ltxd.sqlite3")) as database:
-        (row,) = database.execute(f"SELECT {column} FROM jobs").fetchall()  # noqa: S608 our own word
-        return row[0]
+        return database.execute(f"SELECT id, http_status FROM jobs WHERE {which}").fetchall()  # noqa: S608 our own words
+
+
+def asking(prompt: str, image: str) -> bytes:
+    return json.dumps({"prompt": prompt, "image_url": image}).encode()
 
 
 def test_a_job_whose_client_went_away_is_cancelled_in_the_end(launch, image):
     with launch(orphan_seconds=0.3) as it:
-        leave(it, json.dumps({"prompt": "slow", "image_url": image}).encode())
+        leave(it, asking("slow", image))
         time.sleep(1)
-    assert one(it.settings.data, "http_status") == 499
+    ((_, status),) = jobs_in(it.settings.data, "1")
+    assert status == 499
+
+
+def test_a_waiting_job_whose_client_went_away_is_cancelled_in_the_end(launch, image):
+    with launch(orphan_seconds=0.1) as it:
+        running = it.submit(prompt="slow", image_url=image)
+        it.wait(running, "IN_PROGRESS")
+        leave(it, asking("a", image))
+        time.sleep(0.5)
+        assert jobs_in(it.settings.data, "http_status = 499")
+        assert it.http.get(running["status_url"]).json()["status"] == "IN_PROGRESS"
 
 
 def test_an_equal_body_joins_the_job_that_its_client_had_left(launch, image):
     with launch(orphan_seconds=30) as it:
-        body = json.dumps({"prompt": "slow", "image_url": image}).encode()
-        leave(it, body)
-        assert it.http.post(f"/{ENDPOINT}", content=body).status_code == 200
-    assert one(it.settings.data, "http_status") == 200
+        leave(it, asking("brisk", image))
+        assert it.http.post(f"/{ENDPOINT}", content=asking("brisk", image)).status_code == 200
+    ((_, status),) = jobs_in(it.settings.data, "1")
+    assert status == 200
+
+
+def test_an_equal_body_gets_the_result_of_a_left_job_that_has_ended(launch, image):
+    with launch(orphan_seconds=30) as it:
+        leave(it, asking("brisk", image))
+        while not jobs_in(it.settings.data, "http_status = 200"):
+            time.sleep(0.05)
+        answer = it.http.post(f"/{ENDPOINT}", content=asking("brisk", image))
+        ((job_id, _),) = jobs_in(it.settings.data, "1")
+        assert answer.headers["x-fal-request-id"] == job_id
+        assert answer.json()["prompt"] == "brisk, expanded"
+        # it was claimed: the next equal call is a job of its own
+        assert it.http.post(f"/{ENDPOINT}", content=asking("brisk", image)).headers["x-fal-request-id"] != job_id
 
 
 def test_two_equal_calls_at_once_are_two_jobs(server, image):
-    first = server.submit(prompt="slow", image_url=image)
-    second = server.submit(prompt="slow", image_url=image)
-    assert first["request_id"] != second["request_id"]
-    for job in (first, second):
-        server.http.put(job["cancel_url"])
+    body = asking("brisk", image)
+    with ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(server.http.post, f"/{ENDPOINT}", content=body) for _ in range(2)]
+        answers = [call.result() for call in calls]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert len({answer.headers["x-fal-request-id"] for answer in answers}) == 2
+
+
+def raw_answer(server, body: bytes) -> tuple[bytes, list[bytes]]:
+    """The head of the answer to a post of `body`, and its parts as they came."""
+    with socket.create_connection(("127.0.0.1", server.ports.http)) as connection:
+        head = f"POST /{ENDPOINT} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {len(body)}"
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        whole = b"".join(iter(lambda: connection.recv(65536), b""))
+    head, _, body = whole.partition(b"\r\n\r\n")
+    return head, body.split(b"\r\n")[1::2]
+
+
+def test_a_call_that_waits_long_gets_blanks_only_where_they_are_turned_on(launch, image):
+    with launch(heartbeat=True, heartbeat_after=0.2) as it:
+        head, parts = raw_answer(it, asking("brisk", image))
+        assert b"200 OK" in head
+        assert b"x-fal-request-id: " in head
+        assert parts[0] == b" "
+        assert json.loads(b"".join(parts))["prompt"] == "brisk, expanded"
+        # what it costs: a failure comes with 200 as well
+        answer = it.http.post(f"/{ENDPOINT}", content=asking("brisk fail-late", image))
+        assert answer.status_code == 200
+        assert answer.json()["detail"][0]["type"] == "internal_server_error"
+        # an outcome that is known in time has its own status
+        assert it.run(prompt="a", image_url=image, num_frames=8).status_code == 422
+    with launch(heartbeat_after=0.2) as it:
+        head, parts = raw_answer(it, asking("brisk", image))
+        assert b"transfer-encoding" not in head.lower()
+
+
+def test_a_call_that_is_left_among_its_blanks_is_orphaned(launch, image):
+    with launch(heartbeat=True, heartbeat_after=0.05, orphan_seconds=30) as it:
+        leave(it, asking("brisk", image))
+        assert it.http.post(f"/{ENDPOINT}", content=asking("brisk", image)).json()["prompt"] == "brisk, expanded"
+        assert len(jobs_in(it.settings.data, "1")) == 1

@@ -7,6 +7,7 @@ import pytest
 
 from server.errors import plain
 from server.store import MAX_LOG_LINES, Claim, Sender, Store, StoredFile, StoreError
+from server.terms import Terms
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ async def store(tmp_path):
 
 async def submit(store: Store, *names: str, priority: int = 0) -> None:
     for name in names:
-        assert await store.submit(name, b"{}", priority=priority, max_waiting=100) == "accepted"
+        assert await store.submit(name, b"{}", terms=Terms(priority), max_waiting=100) == "accepted"
 
 
 async def claimed(store: Store) -> str | None:
@@ -95,18 +96,18 @@ async def test_cancel_ends_a_waiting_job_asks_a_running_one_and_comes_too_late_f
 
 async def test_a_full_queue_takes_no_more(store):
     await submit(store, "a")
-    assert await store.submit("b", b"{}", priority=0, max_waiting=1) == "queue full"
+    assert await store.submit("b", b"{}", max_waiting=1) == "queue full"
     assert await store.get("b") is None
 
 
 async def test_a_key_may_have_as_many_jobs_in_flight_as_its_limit(store):
     mine, other = Sender("mine", max_in_flight=2), Sender("other", max_in_flight=1)
     for name, sender in (("a", mine), ("b", mine), ("c", other)):
-        assert await store.submit(name, b"{}", priority=0, max_waiting=9, sender=sender) == "accepted"
+        assert await store.submit(name, b"{}", max_waiting=9, sender=sender) == "accepted"
     claim = await store.claim("me")
-    assert await store.submit("d", b"{}", priority=0, max_waiting=9, sender=mine) == "too many in flight"
+    assert await store.submit("d", b"{}", max_waiting=9, sender=mine) == "too many in flight"
     await store.finish(claim, result={})
-    assert await store.submit("d", b"{}", priority=0, max_waiting=9, sender=mine) == "accepted"
+    assert await store.submit("d", b"{}", max_waiting=9, sender=mine) == "accepted"
     assert (await store.get("d")).key_id == "mine"
 
 
@@ -184,7 +185,7 @@ def submit_for_ever(folder: Path, told) -> None:
     async def go() -> None:
         store = Store(folder)
         for n in range(10_000):
-            await store.submit(f"job {n}", b"{}", priority=0, max_waiting=100_000)
+            await store.submit(f"job {n}", b"{}", max_waiting=100_000)
             told.put(n)
 
     asyncio.run(go())

@@ -1,0 +1,54 @@
+"""Ends jobs whose time is over: those that did not begin when their caller wished, and orphans nobody claimed."""
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy import Connection, func, select, update
+
+from server.bell import Bell
+from server.errors import plain
+from server.store import CANCELLED, Store, ended, late
+from server.tables import JOBS
+
+RECHECK_SECONDS = 1.0
+NOT_STARTED = plain("request_timeout", "The request did not start within the time that X-Fal-Request-Timeout allows")
+
+log = logging.getLogger("ltxd.deadlines")
+
+
+async def keep_deadlines(store: Store, bell: Bell, *, orphan_seconds: float) -> None:
+    """Ends what is due, for ever."""
+    while True:
+        seen = bell.rings
+        try:
+            due = await store.read(lambda connection: _next_due(connection, orphan_seconds))
+            if due is not None and due <= time.time():
+                await store.change(lambda connection: _end_due(connection, orphan_seconds))
+                continue
+        except Exception:
+            log.exception("deadlines cannot be kept at the moment")
+            due = None
+            await asyncio.sleep(RECHECK_SECONDS)
+        left = RECHECK_SECONDS if due is None else max(0.0, due - time.time())
+        await bell.wait(seen, at_most=min(left, RECHECK_SECONDS))
+
+
+def _next_due(connection: Connection, orphan_seconds: float) -> float | None:
+    start = connection.scalar(
+        select(func.min(JOBS.c.start_by)).where(JOBS.c.status == "IN_QUEUE", JOBS.c.started.is_(None))
+    )
+    orphaned = connection.scalar(
+        select(func.min(JOBS.c.orphaned)).where(JOBS.c.finished.is_(None), JOBS.c.cancel_requested == 0)
+    )
+    dues = [start, None if orphaned is None else orphaned + orphan_seconds]
+    return min((due for due in dues if due is not None), default=None)
+
+
+def _end_due(connection: Connection, orphan_seconds: float) -> None:
+    now = time.time()
+    connection.execute(update(JOBS).where(late(now)).values(ended(now, failure=NOT_STARTED)))
+    unclaimed = JOBS.c.orphaned <= now - orphan_seconds
+    waiting, running = JOBS.c.status == "IN_QUEUE", JOBS.c.status == "IN_PROGRESS"
+    connection.execute(update(JOBS).where(unclaimed, waiting).values(ended(now, failure=CANCELLED)))
+    connection.execute(update(JOBS).where(unclaimed, running).values(cancel_requested=1))

@@ -1,0 +1,78 @@
+import time
+
+import pytest
+from sqlalchemy import update
+
+from server.orphans import Orphans
+from server.store import Store
+from server.tables import JOBS
+
+
+@pytest.fixture
+async def store(tmp_path):
+    it = Store(tmp_path)
+    yield it
+    await it.close()
+
+
+async def ask(store: Store, job_id: str, asked: str = "digest") -> None:
+    assert await store.submit(job_id, b"{}", asked=asked, max_waiting=9)
+
+
+async def test_a_job_is_adopted_once_and_only_by_an_equal_call(store):
+    orphans = Orphans(store)
+    await ask(store, "a")
+    assert await orphans.adopt("digest") is None
+    await orphans.leave("a")
+    assert await orphans.adopt("another") is None
+    assert await orphans.adopt("digest") == "a"
+    assert await orphans.adopt("digest") is None
+
+
+async def test_of_two_orphans_the_older_is_adopted_first(store):
+    orphans = Orphans(store)
+    for name in ("a", "b"):
+        await ask(store, name)
+    for name in ("b", "a"):
+        await orphans.leave(name)
+    assert [await orphans.adopt("digest") for _ in range(3)] == ["a", "b", None]
+
+
+@pytest.mark.parametrize(("seconds_ago", "found"), [(590, True), (610, False)])
+async def test_an_orphan_that_has_ended_is_remembered_for_ten_minutes(store, seconds_ago, found):
+    orphans = Orphans(store)
+    await ask(store, "a")
+    await store.finish(await store.claim("me"), result={})
+    await orphans.leave("a")
+    await store.change(lambda c: c.execute(update(JOBS).values(finished=time.time() - seconds_ago)))
+    assert (await orphans.adopt("digest") == "a") is found
+
+
+async def test_a_cancelled_orphan_is_not_adopted(store):
+    orphans = Orphans(store)
+    for name in ("running", "waiting"):
+        await ask(store, name)
+    await store.claim("me")
+    for name in ("running", "waiting"):
+        await orphans.leave(name)
+        await store.cancel(name)
+    assert await orphans.adopt("digest") is None
+
+
+async def test_a_job_that_nobody_waits_for_is_never_an_orphan(store):
+    await store.submit("a", b"{}", max_waiting=9)
+    await Orphans(store).leave("a")
+    await store.recover(max_attempts=3)
+    assert (await store.read(lambda c: c.scalar(JOBS.select().with_only_columns(JOBS.c.orphaned)))) is None
+
+
+async def test_callers_find_their_jobs_again_after_the_server_was_started_anew(tmp_path):
+    store = Store(tmp_path)
+    for name in ("a", "b"):
+        await ask(store, name, asked=name)
+    await store.claim("me")
+    await store.close()
+    store = Store(tmp_path)
+    await store.recover(max_attempts=3)
+    assert [await Orphans(store).adopt(name) for name in ("a", "b")] == ["a", "b"]
+    await store.close()
