@@ -15,7 +15,7 @@ from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
-from server.routes import files, health, queue, run
+from server.routes import files, health, queue, run, site
 from server.schema import APP
 from server.settings import Settings
 from server.store import Store
@@ -33,6 +33,7 @@ def create_app(
     app.include_router(queue.router(settings, jobs, agent))
     app.include_router(files.router(store, blobs))
     app.include_router(health.router(store, agent))
+    app.include_router(site.router())
 
     @app.exception_handler(FalError)
     async def answer_failure(_request: Request, error: FalError) -> Response:
@@ -46,7 +47,9 @@ def create_app(
     async def answer_unknown_path(request: Request, error: HTTPException) -> Response:
         called = caller(request)
         if error.status_code == 405:
-            return fail(plain("method_not_allowed", f"{request.method} is not allowed on {called.path}"))
+            answer = fail(plain("method_not_allowed", f"{request.method} is not allowed on {called.path}"))
+            answer.headers.update(error.headers or {})
+            return answer
         if called.role in ("run", "queue") and called.path.startswith("/fal-ai/"):
             if not f"{called.path}/".startswith(f"/{APP}/"):
                 name = "/".join(called.path.split("/")[2:3])

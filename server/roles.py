@@ -14,6 +14,7 @@ Role = Literal["run", "queue", "rest", "cdn", "site"]
 
 HOSTS: dict[str, Role] = {
     "fal.run": "run",
+    "ws.fal.run": "run",
     "falrun.com": "run",
     "queue.fal.run": "queue",
     "queue.falrun.com": "queue",
@@ -21,9 +22,11 @@ HOSTS: dict[str, Role] = {
     "rest.alpha.fal.ai": "rest",
     "v3.fal.media": "cdn",
     "v3b.fal.media": "cdn",
+    "fal.media": "cdn",
+    "fal.ai": "site",
 }
 PREFIXES: dict[str, Role] = {"run": "run", "queue": "queue", "rest": "rest", "cdn": "cdn"}
-SITE = ("health", "files")
+SITE = ("health", "files", "docs", "models", "api")
 PROXY_PATH = "/api/fal/proxy"
 
 
@@ -74,8 +77,8 @@ def resolve(*, scheme: str, host: str, path: str, target_url: str | None) -> Tar
         return _target(named, path, base=origin, origin=origin)
     if first in PREFIXES:
         return _target(PREFIXES[first], f"/{rest}", base=f"{origin}/{first}", origin=origin)
-    if path.startswith("/api/") or path == "/":
-        return Target(Caller("site", origin, origin, path), _bare(path))
+    if path == "/":
+        return Target(Caller("site", origin, origin, path), path)
     return _target("run", path, base=origin, origin=origin)
 
 
@@ -91,7 +94,8 @@ def _target(role: Role, path: str, *, base: str, origin: str, query: str | None 
     # why: a path of a request means the same everywhere, and clients build it from either host
     if role in ("run", "queue") and path.startswith((f"/{APP}/requests/", f"/{ENDPOINT}/requests/")):
         role = "queue"
-    return Target(Caller(role, base, origin, path), f"/{role}{_bare(path)}", query)
+    inside = _bare(path) if role == "site" else f"/{role}{_bare(path)}"
+    return Target(Caller(role, base, origin, path), inside, query)
 
 
 def _bare(path: str) -> str:

@@ -73,7 +73,11 @@ class ImageToVideoInput(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     prompt: Text = Field(description="The prompt to guide the video generation.", examples=[PROMPT_EXAMPLE])
-    image_url: Text = Field(description="The URL of the starting image.", examples=[IMAGE_EXAMPLE])
+    image_url: Text = Field(
+        description="The URL of the starting image.",
+        examples=[IMAGE_EXAMPLE],
+        json_schema_extra={"ui": {"field": "image"}},
+    )
     num_frames: int = Field(121, ge=9, le=481, description="The number of frames to generate.")
     resolution: ImageSize | ResolutionName = Field(
         "auto",
@@ -134,11 +138,11 @@ class ImageToVideoInput(BaseModel):
 
 
 class File(BaseModel):
-    """A generated file."""
+    """A generated file. The examples are those of fal's page, which says so of a video too."""
 
     url: str = Field(description="The URL where the file can be downloaded from.")
-    content_type: str | None = Field(None, description="The mime type of the file.", examples=["video/mp4"])
-    file_name: str | None = Field(None, description="The name of the file.", examples=["z9RV14K95DvU.mp4"])
+    content_type: str | None = Field(None, description="The mime type of the file.", examples=["image/png"])
+    file_name: str | None = Field(None, description="The name of the file.", examples=["z9RV14K95DvU.png"])
     file_size: int | None = Field(None, description="The size of the file in bytes.", examples=[4404019])
 
 

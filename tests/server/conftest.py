@@ -81,10 +81,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class OfflineLoop(asyncio.SelectorEventLoop):
+    """An event loop that finds no host but this machine."""
+
+    async def getaddrinfo(self, host: Any, port: Any, **how: Any) -> Any:
+        if host not in ("localhost", "127.0.0.1", "::1"):
+            raise socket.gaierror(socket.EAI_NONAME, f"{host} is not known: tests send nothing to the network")
+        return await super().getaddrinfo(host, port, **how)
+
+
 @contextlib.contextmanager
 def running(data: Path, *, command: Callable[[int], list[str]], **given: Any) -> Iterator[Running]:
     settings = Settings(**{"port": 0, "tls_port": 0, "drain_timeout": 0, **given, "data": data})
-    up, told, loop, stop = threading.Event(), [], asyncio.new_event_loop(), asyncio.Event()
+    up, told, loop, stop = threading.Event(), [], OfflineLoop(), asyncio.Event()
 
     def on_start(ports: Ports) -> None:
         told.append(ports)

@@ -88,5 +88,7 @@ def test_an_unknown_path_is_404_with_a_request_id(server, path):
     assert "detail" in answer.json()
 
 
-def test_a_wrong_method_is_405(server):
-    assert server.http.get(f"/{ENDPOINT}").status_code == 405
+def test_a_wrong_method_is_405_and_is_told_the_right_one(server):
+    answer = server.http.get(f"/{ENDPOINT}")
+    assert answer.status_code == 405
+    assert answer.headers["allow"] == "POST"
