@@ -96,7 +96,8 @@ def _kind(name: str, of: JsonSchema, *, alone: bool) -> str:
         return str(of["$ref"].rpartition("/")[2])
     if "enum" in of:
         return "".join(part.title() for part in name.split("_")) + "Enum" if alone else "Enum"
-    return KINDS.get(of["type"], of["type"])
+    kind: str = of["type"]
+    return KINDS.get(kind, kind)
 
 
 def _defaults(schema: JsonSchema) -> dict[str, Any]:
