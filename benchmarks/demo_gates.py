@@ -24,8 +24,7 @@ from pipeline import decode
 from pipeline.generate import Pipeline, generate, load
 from pipeline.plan import make_plan
 from pipeline.recipe import load as load_recipe
-from pipeline.types import GenerationRequest, Size
-from server.schema import NEGATIVE_PROMPT
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Size
 from weights.demo import latents, motion, scenes
 
 PHOTOS = Path(__file__).parent.parent / "examples" / "photos"
@@ -123,7 +122,7 @@ def make(
             image=image,
             image_size=Size(width, height),
             seed=seed,
-            negative_prompt=NEGATIVE_PROMPT,
+            negative_prompt=DEFAULT_NEGATIVE_PROMPT,
             size=Size(width, height),
             num_frames=frames,
             fps=FPS,

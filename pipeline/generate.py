@@ -1,6 +1,7 @@
 """One generation from top to bottom, as a generator: it yields Progress, and returns what it made."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Generator, Iterator
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from pipeline import conditioning, decode, prompt, text
+from pipeline import conditioning, decode, expansion, gemma, text
 from pipeline.denoise import Conditions, denoise, needs_negative
 from pipeline.errors import OutOfMemoryError, WeightsError
 from pipeline.mux import Mp4Writer, provenance
@@ -22,7 +23,7 @@ from pipeline.recipe import Recipe
 from pipeline.safety import SafetyChecker
 from pipeline.trace import Record, discard
 from pipeline.transformer import Context
-from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Generated, GenerationRequest, LoadedModel, Progress
 from weights.checkpoint import Checkpoint, load_component
 from weights.errors import WeightsFileError
 from weights.lora import fuse_lora
@@ -47,6 +48,7 @@ class Pipeline:
     vae: nn.Module
     audio_vae: nn.Module
     vocoder: nn.Module
+    contexts: text.Contexts
     safety: SafetyChecker | None = None
 
 
@@ -74,6 +76,10 @@ def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "au
         }
     except WeightsFileError as error:
         raise WeightsError(f"recipe {recipe.name!r}: {error}. Its files are made by: {recipe.setup}") from error
+    contexts = text.Contexts(
+        functools.partial(text.encode, text_encoder=parts["text_encoder"], connectors=parts["connectors"])
+    )
+    contexts.keep(DEFAULT_NEGATIVE_PROMPT)
     name = "demo weights" if checkpoint.is_demo else f"LTX-{checkpoint.model_version}"
     seconds = time.monotonic() - began
     log.info("recipe %s: %s from %s on %s in %.1f s", recipe.name, name, checkpoint.path.name, place, seconds)
@@ -82,6 +88,7 @@ def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "au
         model=LoadedModel(
             recipe=recipe.name, weights=name, demo=checkpoint.is_demo, device=str(place), seconds=seconds
         ),
+        contexts=contexts,
         **parts,
     )
 
@@ -108,15 +115,23 @@ def generate(
             checker.check_picture(np.asarray(start.convert("RGB")), field="image")
         yield Progress("safety", 1, 1)
 
-    words = prompt.expand(request.prompt) if request.expand_prompt else request.prompt
+    words = request.prompt
+    if request.expand_prompt:
+        words = yield from expansion.expand(
+            words,
+            engine=pipeline.recipe.expansion,
+            write=functools.partial(gemma.write, pipeline.text_encoder),
+            image=request.image,
+            seed=request.seed,
+        )
     yield Progress("expand", 1, 1)
     if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
         yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
     try:
         with _timed(seconds, "text_encode"):
             negative = request.negative_prompt if needs_negative(pipeline.recipe, request.guidance_scale) else None
-            positive_context = _encode(pipeline, words)
-            negative_context = None if negative is None else _encode(pipeline, negative)
+            positive_context = _context(pipeline, words)
+            negative_context = None if negative is None else _context(pipeline, negative)
         yield Progress("text_encode", 1, 1)
 
         with _timed(seconds, "image_encode"):
@@ -195,8 +210,8 @@ def _write_frames(
         record("frames", torch.cat(kept))
 
 
-def _encode(pipeline: Pipeline, words: str) -> Context:
-    return text.encode(words, text_encoder=pipeline.text_encoder, connectors=pipeline.connectors)
+def _context(pipeline: Pipeline, words: str) -> Context:
+    return pipeline.contexts.of(words, device=pipeline.model.device)
 
 
 def _with_eta(steps: Generator[Progress, None, T]) -> Generator[Progress, None, T]:

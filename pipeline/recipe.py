@@ -10,6 +10,8 @@ from typing import Any, Literal, get_args, get_origin
 from pipeline.errors import RecipeError
 
 Sampler = Literal["euler", "euler_ancestral_cfg_pp"]
+Engine = Literal["template", "gemma"]
+"""Fixed clauses, or the language model that reads the prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,8 @@ class Recipe:
     """x264 CRF that the start image is passed through, as the model's training images were; 0 skips it."""
     pixels: int
     max_tokens: int
+    expansion: Engine
+    """Who writes the prompt when a request asks for expansion."""
 
 
 def load(name: str) -> Recipe:

@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 VideoQuality = Literal["low", "medium", "high", "maximum"]
 WriteMode = Literal["fast", "balanced", "small"]
+
+DEFAULT_NEGATIVE_PROMPT: Final = (
+    "color distortion, overexposure, static, blurry details, subtitles, style, artwork, painting, frame, still, "
+    "dim overall tone, worst quality, low quality, JPEG compression artifacts, ugly, mutilated, extra fingers, "
+    "poorly drawn hands, poorly drawn face, deformed, disfigured, malformed limbs, fused fingers, motionless frame, "
+    "cluttered background, three legs, crowded background, walking backwards"
+)
+"""What the endpoint takes when a request names none. Source: fal's page of the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,19 +5,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from pipeline.types import Size, VideoQuality, WriteMode
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Size, VideoQuality, WriteMode
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 APP = "fal-ai/ltx-2.3-quality"
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 14_142
 
-NEGATIVE_PROMPT = (
-    "color distortion, overexposure, static, blurry details, subtitles, style, artwork, painting, frame, still, "
-    "dim overall tone, worst quality, low quality, JPEG compression artifacts, ugly, mutilated, extra fingers, "
-    "poorly drawn hands, poorly drawn face, deformed, disfigured, malformed limbs, fused fingers, motionless frame, "
-    "cluttered background, three legs, crowded background, walking backwards"
-)
 PROMPT_EXAMPLE = (
     "A woman stands still amid a busy neon-lit street at night. The camera slowly dollies in toward her face as "
     "people blur past, their motion emphasizing her calm presence."
@@ -113,7 +107,9 @@ class ImageToVideoInput(BaseModel):
         description="Conditioning strength on the start image. 1.0 = exact first-frame match, lower = more freedom "
         "for the model.",
     )
-    negative_prompt: Text = Field(NEGATIVE_PROMPT, description="The negative prompt to steer generation away from.")
+    negative_prompt: Text = Field(
+        DEFAULT_NEGATIVE_PROMPT, description="The negative prompt to steer generation away from."
+    )
     seed: int | None = Field(
         None,
         ge=0,

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import generate, plan, recipe
 from pipeline.errors import ContentError, WeightsError
-from pipeline.types import GenerationRequest, Size
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Size
 
 TINY = replace(
     recipe.load("demo"), checkpoint="ltx-2.3-tiny.safetensors", text_encoder="gemma", setup="ltxd weights build-demo"
@@ -105,6 +105,29 @@ def test_the_negative_prompt_matters_where_a_pass_is_made_for_it(
     before, _ = run(sampled, asked, tmp_path / "a.mp4")
     after, _ = run(sampled, replace(asked, negative_prompt="blue"), tmp_path / "b.mp4")
     assert np.array_equal(frames(before.path), frames(after.path)) != matters
+
+
+def test_the_log_says_which_engine_wrote_the_prompt(pipeline, request_, tmp_path):
+    made, seen = run(pipeline, request_, tmp_path / "a.mp4")
+    assert "prompt written by template" in " ".join(p.message or "" for p in seen)
+    asked = replace(pipeline, recipe=replace(TINY, expansion="gemma"))
+    made, seen = run(asked, request_, tmp_path / "b.mp4")
+    written = [p.message for p in seen if "prompt written by" in (p.message or "")]
+    assert len(written) == 1
+    assert ("by gemma" in written[0]) or ("by template" in written[0] and made.prompt.startswith("a cat"))
+    _, seen = run(asked, replace(request_, expand_prompt=False), tmp_path / "c.mp4")
+    assert not [p for p in seen if "written by" in (p.message or "")]
+
+
+def test_the_default_negative_prompt_is_read_when_loading_and_never_again(pipeline, request_, tmp_path):
+    calls = []
+    handle = pipeline.text_encoder.language_model.register_forward_hook(lambda *_: calls.append(1))
+    guided = replace(request_, guidance_scale=3.0, prompt="a new prompt", negative_prompt=DEFAULT_NEGATIVE_PROMPT)
+    run(pipeline, guided, tmp_path / "a.mp4")
+    assert len(calls) == 1
+    run(pipeline, guided, tmp_path / "b.mp4")
+    handle.remove()
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("stage", ["expand", "denoise", "decode"])
