@@ -2,19 +2,22 @@
 
 Differs from diffusers' own forward in one rule and in cost. The rule: audio-video cross-attention is scaled and
 shifted by a stream's *own* per-token timestep and gated by the *other* stream's sigma (Lightricks/LTX-2 since
-203d484). The cost: modulation is computed once for each run of tokens that share a timestep (the pinned first frame,
-the rest), not per token; there is no text mask; RoPE tables are made once per shape.
+203d484). The cost: modulation is computed for all blocks at once, and once for each run of tokens that share a
+timestep (the pinned first frame, the rest), not per block and token; there is no text mask; RoPE tables are made once
+per shape; what a kernel has just written is changed in place, so no gradient flows through.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-6
+EPS: Final = 1e-6
+TIMESTEP_SCALE: Final = 1000.0
+"""`timestep_scale_multiplier` and `av_ca_timestep_scale_multiplier` of the published configuration."""
 Rope = tuple[Tensor, Tensor]
 
 
@@ -66,20 +69,28 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Modulation:
-    """AdaLN rows of every table at one sigma, one for each run of tokens. Shapes: [1, runs, rows * dim]."""
+    """AdaLN rows of every block at one sigma, and of the output layers; 1 is added to those that scale.
+
+    Shapes: [blocks, runs, rows, dim], with one run where only sigma counts; of the output layers [1, runs, rows, dim].
+    """
 
     video_runs: tuple[int, ...]
     audio_runs: tuple[int, ...]
     video: Tensor
-    video_embedded: Tensor
     audio: Tensor
-    audio_embedded: Tensor
+    """Rows: shift, scale and gate of self-attention, of the MLP, of text cross-attention."""
     prompt: Tensor
     audio_prompt: Tensor
+    """Rows: shift and scale of the context."""
     cross_video: Tensor
     cross_audio: Tensor
+    """Rows: scale and shift of audio-to-video attention, scale and shift of video-to-audio attention."""
     gate_video: Tensor
     gate_audio: Tensor
+    """One row."""
+    video_out: Tensor
+    audio_out: Tensor
+    """Rows: shift and scale."""
 
 
 def geometry(model: Any, *, grid: tuple[int, int, int], fps: float, audio_tokens: int, dtype: torch.dtype) -> Geometry:
@@ -109,31 +120,55 @@ def runs(mask: Tensor) -> Runs:
 def modulation(model: Any, sigma: float, *, video: Runs, audio: Runs, dtype: torch.dtype) -> Modulation:
     """AdaLN rows at `sigma`; a token's timestep is its denoise mask times `sigma`."""
     device = model.proj_in.weight.device
-    scale = 1000.0
-    one = torch.tensor([sigma], device=device) * scale
-    of_video = torch.tensor(video.masks, device=device) * sigma * scale
-    of_audio = torch.tensor(audio.masks, device=device) * sigma * scale
+    of_video, of_audio, one = (_timesteps(masks, sigma, device) for masks in (video.masks, audio.masks, (1.0,)))
+    every_third, first_and_third, second = slice(1, None, 3), slice(0, None, 2), slice(1, 2)
+    towards_video, towards_audio = "video_a2v_cross_attn_scale_shift_table", "audio_a2v_cross_attn_scale_shift_table"
 
-    def rows(adaln: nn.Module, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        out, embedded = adaln(timestep, batch_size=1, hidden_dtype=dtype)
-        return out[None], embedded[None]
+    def share(adaln: nn.Module, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        rows, embedding = adaln(timesteps, batch_size=1, hidden_dtype=dtype)
+        return rows, embedding
 
-    video_rows, video_embedded = rows(model.time_embed, of_video)
-    audio_rows, audio_embedded = rows(model.audio_time_embed, of_audio)
+    def rows(table: str, share: Tensor, *, of: slice = slice(None), scales: slice = slice(0)) -> Tensor:
+        tables = torch.stack([getattr(block, table)[of] for block in model.transformer_blocks])
+        return _rows(tables, share, scales=scales)
+
+    of_blocks, of_output = share(model.time_embed, of_video)
+    audio_of_blocks, audio_of_output = share(model.audio_time_embed, of_audio)
+    prompt, _ = share(model.prompt_adaln, one)
+    audio_prompt, _ = share(model.audio_prompt_adaln, one)
+    cross_video, _ = share(model.av_cross_attn_video_scale_shift, of_video)
+    cross_audio, _ = share(model.av_cross_attn_audio_scale_shift, of_audio)
+    gate_video, _ = share(model.av_cross_attn_video_a2v_gate, one)
+    gate_audio, _ = share(model.av_cross_attn_audio_v2a_gate, one)
     return Modulation(
         video_runs=video.lengths,
         audio_runs=audio.lengths,
-        video=video_rows,
-        video_embedded=video_embedded,
-        audio=audio_rows,
-        audio_embedded=audio_embedded,
-        prompt=rows(model.prompt_adaln, one)[0],
-        audio_prompt=rows(model.audio_prompt_adaln, one)[0],
-        cross_video=rows(model.av_cross_attn_video_scale_shift, of_video)[0],
-        cross_audio=rows(model.av_cross_attn_audio_scale_shift, of_audio)[0],
-        gate_video=rows(model.av_cross_attn_video_a2v_gate, one)[0],
-        gate_audio=rows(model.av_cross_attn_audio_v2a_gate, one)[0],
+        video=rows("scale_shift_table", of_blocks, scales=every_third),
+        audio=rows("audio_scale_shift_table", audio_of_blocks, scales=every_third),
+        prompt=rows("prompt_scale_shift_table", prompt, scales=second),
+        audio_prompt=rows("audio_prompt_scale_shift_table", audio_prompt, scales=second),
+        cross_video=rows(towards_video, cross_video, of=slice(4), scales=first_and_third),
+        cross_audio=rows(towards_audio, cross_audio, of=slice(4), scales=first_and_third),
+        gate_video=rows(towards_video, gate_video, of=slice(4, 5)),
+        gate_audio=rows(towards_audio, gate_audio, of=slice(4, 5)),
+        video_out=_rows(model.scale_shift_table[None], of_output.repeat(1, 2), scales=second),
+        audio_out=_rows(model.audio_scale_shift_table[None], audio_of_output.repeat(1, 2), scales=second),
     )
+
+
+def _timesteps(masks: tuple[float, ...], sigma: float, device: torch.device) -> Tensor:
+    """Filled on the device: a tensor made of Python numbers would be a copy that the host waits for."""
+    timesteps = torch.empty(len(masks), device=device)
+    for index, mask in enumerate(masks):
+        timesteps[index : index + 1].fill_(mask)
+    return timesteps.mul_(sigma).mul_(TIMESTEP_SCALE)
+
+
+def _rows(tables: Tensor, share: Tensor, *, scales: slice) -> Tensor:
+    """Scale-shift tables plus the timestep's share. Shapes: [L, R, D], [runs, R * D] -> [L, runs, R, D]."""
+    rows: Tensor = tables[:, None].to(share.dtype) + share.unflatten(-1, (tables.shape[1], -1))
+    rows[:, :, scales] += 1
+    return rows
 
 
 def velocity(
@@ -153,10 +188,10 @@ def velocity(
     x = model.proj_in(video)
     a = model.audio_proj_in(audio)
     for index, block in enumerate(model.transformer_blocks):
-        x, a = _block(block, x, a, context, geometry, modulation, _kept(omissions, index))
-    shift, scale = _rows(model.scale_shift_table, modulation.video_embedded.repeat(1, 1, 2))
+        _block(block, index, x, a, context, geometry, modulation, _kept(omissions, index))
+    shift, scale = modulation.video_out[0].unbind(1)
     x = model.proj_out(_modulated(_layer_norm(x), shift, scale, modulation.video_runs))
-    shift, scale = _rows(model.audio_scale_shift_table, modulation.audio_embedded.repeat(1, 1, 2))
+    shift, scale = modulation.audio_out[0].unbind(1)
     a = model.audio_proj_out(_modulated(_layer_norm(a), shift, scale, modulation.audio_runs))
     return x, a
 
@@ -181,52 +216,44 @@ def _kept(omissions: Sequence[Omission], index: int) -> _Kept:
     )
 
 
-def _where(rows: tuple[bool, ...], yes: Tensor, no: Tensor) -> Tensor:
-    """Rows of `yes` or of `no`. Slices, since an index made on the host would have the device wait for it."""
-    return torch.cat([(yes if row else no)[i : i + 1] for i, row in enumerate(rows)]) if rows else yes
-
-
 def _block(
-    block: Any, x: Tensor, a: Tensor, context: Context, geo: Geometry, mod: Modulation, kept: _Kept
-) -> tuple[Tensor, Tensor]:
-    runs_v, runs_a = mod.video_runs, mod.audio_runs
-    # rows of a table: shift, scale, gate of self-attention, of the MLP, of text cross-attention
-    v = _rows(block.scale_shift_table, mod.video)
-    u = _rows(block.audio_scale_shift_table, mod.audio)
+    block: Any, index: int, x: Tensor, a: Tensor, context: Context, geo: Geometry, mod: Modulation, kept: _Kept
+) -> None:
+    """One block; changes `x` and `a`."""
+    of_x, of_a = mod.video_runs, mod.audio_runs
+    v = mod.video[index].unbind(1)
+    u = mod.audio[index].unbind(1)
 
-    normed = _modulated(_norm(x), v[0], v[1], runs_v)
-    x = _added(x, _attend(block.attn1, normed, rope=geo.video, mixes=kept.mixes_video), v[2], runs_v)
-    shift, scale = _rows(block.prompt_scale_shift_table, mod.prompt)
-    text = _attend(block.attn2, _modulated(_norm(x), v[6], v[7], runs_v), keys=context.video * (1 + scale) + shift)
-    x = _added(x, text, v[8], runs_v)
+    normed = _modulated(_norm(x), v[0], v[1], of_x)
+    _add(x, _attend(block.attn1, normed, rope=geo.video, mixes=kept.mixes_video), v[2], of_x)
+    normed = _modulated(_norm(x), v[6], v[7], of_x)
+    _add(x, _attend(block.attn2, normed, keys=_scaled(context.video, mod.prompt[index])), v[8], of_x)
 
-    normed = _modulated(_norm(a), u[0], u[1], runs_a)
-    a = _added(a, _attend(block.audio_attn1, normed, rope=geo.audio, mixes=kept.mixes_audio), u[2], runs_a)
-    shift, scale = _rows(block.audio_prompt_scale_shift_table, mod.audio_prompt)
-    text = _attend(
-        block.audio_attn2, _modulated(_norm(a), u[6], u[7], runs_a), keys=context.audio * (1 + scale) + shift
-    )
-    a = _added(a, text, u[8], runs_a)
+    normed = _modulated(_norm(a), u[0], u[1], of_a)
+    _add(a, _attend(block.audio_attn1, normed, rope=geo.audio, mixes=kept.mixes_audio), u[2], of_a)
+    normed = _modulated(_norm(a), u[6], u[7], of_a)
+    _add(a, _attend(block.audio_attn2, normed, keys=_scaled(context.audio, mod.audio_prompt[index])), u[8], of_a)
 
     if not kept.exchanges or any(kept.exchanges):
-        seen_x, seen_a = _exchange(block, x, a, geo, mod)
-        x, a = _where(kept.exchanges, seen_x, x), _where(kept.exchanges, seen_a, a)
-    a = _added(a, block.audio_ff(_modulated(_norm(a), u[3], u[4], runs_a)), u[5], runs_a)
-    x = _added(x, block.ff(_modulated(_norm(x), v[3], v[4], runs_v)), v[5], runs_v)
-    return x, a
+        _exchange(block, index, x, a, geo, mod, kept.exchanges)
+    _add(a, _feed_forward(block.audio_ff, _modulated(_norm(a), u[3], u[4], of_a)), u[5], of_a)
+    _add(x, _feed_forward(block.ff, _modulated(_norm(x), v[3], v[4], of_x)), v[5], of_x)
 
 
-def _exchange(block: Any, x: Tensor, a: Tensor, geo: Geometry, mod: Modulation) -> tuple[Tensor, Tensor]:
-    """Audio-video cross-attention, both ways from the same snapshot.
-
-    Rows of the tables: scale and shift towards the video stream, scale and shift towards the audio stream, gate.
-    """
-    of_video, of_audio = block.video_a2v_cross_attn_scale_shift_table, block.audio_a2v_cross_attn_scale_shift_table
-    v = _rows(of_video[:4], mod.cross_video)
-    u = _rows(of_audio[:4], mod.cross_audio)
-    gate_video = _rows(of_video[4:], mod.gate_video)[0]
-    gate_audio = _rows(of_audio[4:], mod.gate_audio)[0]
+def _exchange(
+    block: Any, index: int, x: Tensor, a: Tensor, geo: Geometry, mod: Modulation, rows: tuple[bool, ...]
+) -> None:
+    """Audio-video cross-attention, both ways from the same snapshot; changes those `rows` of `x` and `a`, or all."""
+    v = mod.cross_video[index].unbind(1)
+    u = mod.cross_audio[index].unbind(1)
     normed_x, normed_a = _norm(x), _norm(a)
+    to_audio = _attend(
+        block.video_to_audio_attn,
+        _modulated(normed_a, u[3], u[2], mod.audio_runs, out=torch.empty_like(normed_a)),
+        keys=_modulated(normed_x, v[3], v[2], mod.video_runs, out=torch.empty_like(normed_x)),
+        rope=geo.audio_time,
+        key_rope=geo.video_time,
+    )
     to_video = _attend(
         block.audio_to_video_attn,
         _modulated(normed_x, v[1], v[0], mod.video_runs),
@@ -234,14 +261,10 @@ def _exchange(block: Any, x: Tensor, a: Tensor, geo: Geometry, mod: Modulation) 
         rope=geo.video_time,
         key_rope=geo.audio_time,
     )
-    to_audio = _attend(
-        block.video_to_audio_attn,
-        _modulated(normed_a, u[3], u[2], mod.audio_runs),
-        keys=_modulated(normed_x, v[3], v[2], mod.video_runs),
-        rope=geo.audio_time,
-        key_rope=geo.video_time,
-    )
-    return torch.addcmul(x, to_video, gate_video), torch.addcmul(a, to_audio, gate_audio)
+    # slices, since an index made on the host would have the device wait for it
+    for row in [slice(i, i + 1) for i, does in enumerate(rows) if does] or [slice(None)]:
+        x[row].addcmul_(to_video[row], mod.gate_video[index, 0])
+        a[row].addcmul_(to_audio[row], mod.gate_audio[index, 0])
 
 
 def _attend(
@@ -268,11 +291,21 @@ def _attend(
             q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
         else:
             q, k = _rotated(q, rope), _rotated(k, key_rope or rope)
-        out = _where(mixes, F.scaled_dot_product_attention(q, k, v), v)
+        out = F.scaled_dot_product_attention(q, k, v)
+        for row in (i for i, does in enumerate(mixes) if not does):
+            out[row].copy_(v[row])
     out = out.transpose(1, 2)
-    gate = torch.sigmoid(attn.to_gate_logits(queries)) * 2
-    projected: Tensor = attn.to_out[0]((out * gate.unsqueeze(-1)).flatten(2))
+    out.mul_(attn.to_gate_logits(queries).sigmoid_().mul_(2).unsqueeze(-1))
+    projected: Tensor = attn.to_out[0](out.flatten(2))
     return projected
+
+
+def _feed_forward(ff: Any, x: Tensor) -> Tensor:
+    """The MLP, its activation in place: the widest tensor of the model exists once."""
+    widen, _, narrow = ff.net
+    hidden = torch.ops.aten.gelu_(widen.proj(x), approximate=widen.approximate)
+    out: Tensor = narrow(hidden)
+    return out
 
 
 def _rotated(x: Tensor, rope: Rope) -> Tensor:
@@ -281,31 +314,36 @@ def _rotated(x: Tensor, rope: Rope) -> Tensor:
     Shapes: [B, N, heads * d] -> [B, heads, N, d].
     """
     cos, sin = rope
-    first, second = x.unflatten(-1, (cos.shape[1], 2, -1)).permute(0, 2, 1, 3, 4).unbind(-2)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    halves = x.unflatten(-1, (cos.shape[1], 2, -1)).permute(0, 2, 1, 3, 4)
+    out: Tensor = halves * cos.unsqueeze(-2)
+    out[..., 0, :].addcmul_(halves[..., 1, :], sin, value=-1)
+    out[..., 1, :].addcmul_(halves[..., 0, :], sin)
+    return out.flatten(-2)
 
 
-def _rows(table: Tensor, embedded: Tensor) -> Sequence[Tensor]:
-    """Rows of a scale-shift table plus the timestep's share. Shapes: [R, D], [1, G, R * D] -> R of [1, G, D]."""
-    rows: tuple[Tensor, ...] = (table.to(embedded.dtype) + embedded.unflatten(-1, (table.shape[0], -1))).unbind(2)
-    return rows
-
-
-def _modulated(x: Tensor, shift: Tensor, scale: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    if len(lengths) == 1:
-        return torch.addcmul(shift, x, scale + 1)
-    parts = x.split(lengths, 1)
-    return torch.cat([torch.addcmul(shift[:, i : i + 1], p, scale[:, i : i + 1] + 1) for i, p in enumerate(parts)], 1)
-
-
-def _added(x: Tensor, update: Tensor, gate: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    if len(lengths) == 1:
-        return torch.addcmul(x, update, gate)
-    out = torch.empty_like(x)
-    parts = zip(x.split(lengths, 1), update.split(lengths, 1), out.split(lengths, 1), strict=True)
-    for i, (part, change, into) in enumerate(parts):
-        torch.addcmul(part, change, gate[:, i : i + 1], out=into)
+def _modulated(
+    x: Tensor, shift: Tensor, scale: Tensor, lengths: tuple[int, ...], *, out: Tensor | None = None
+) -> Tensor:
+    """Run by run `x * scale + shift`, written over `x` or into `out`."""
+    out = x if out is None else out
+    for run, (part, into) in enumerate(_runs(lengths, x, out)):
+        torch.addcmul(shift[run], part, scale[run], out=into)
     return out
+
+
+def _add(x: Tensor, update: Tensor, gate: Tensor, lengths: tuple[int, ...]) -> None:
+    """Adds to `x`, run by run, `update * gate`."""
+    for run, (part, change) in enumerate(_runs(lengths, x, update)):
+        part.addcmul_(change, gate[run])
+
+
+def _runs(lengths: tuple[int, ...], x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(x.split(lengths, 1), y.split(lengths, 1), strict=True)
+
+
+def _scaled(context: Tensor, rows: Tensor) -> Tensor:
+    """Shapes: context [B, T, D], rows [1, 2, D]."""
+    return torch.addcmul(rows[0, 0], context, rows[0, 1])
 
 
 def _norm(x: Tensor) -> Tensor:
