@@ -71,11 +71,12 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _serve(args: argparse.Namespace) -> int:
     # why: a command that does not serve need not wait for the server's libraries
     from server.child import worker_command
+    from server.database import StoreError
     from server.serve import StartError, serve
-    from server.store import StoreError
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for library in ("uvicorn", "alembic"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
     async def run(settings: Settings) -> None:
         stop = asyncio.Event()

@@ -21,13 +21,15 @@ from pipeline.recipe import Recipe
 from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress, Size
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Ready, failed
 from server.bell import Bell
-from server.blobs import LocalBlobs
+from server.blobs import Blobs, digest
 from server.child import Child, ChildLostError, Command
+from server.endings import CANCELLED
 from server.errors import FalError, from_worker, model_failure
 from server.media import Media
+from server.records import Claim, StoredFile
 from server.schema import ImageToVideoInput
 from server.settings import Settings
-from server.store import CANCELLED, Claim, Store, StoredFile
+from server.store import Store
 
 IDLE_SECONDS = 1.0
 LOG_SECONDS = 0.5
@@ -56,7 +58,7 @@ class Agent:
         self,
         settings: Settings,
         store: Store,
-        blobs: LocalBlobs,
+        blobs: Blobs,
         media: Media,
         bell: Bell,
         *,
@@ -132,7 +134,7 @@ class Agent:
         if child is None:
             return
         seen = self._bell.rings
-        self._claim = await self._store.claim(self.owner)
+        self._claim = await self._store.claim(self.owner, lease=self._settings.lease_seconds)
         if self._claim is None:
             await self._bell.wait(seen, at_most=IDLE_SECONDS)
             return
@@ -217,7 +219,7 @@ class Agent:
         Raises: CancelledError, FalError, ChildLostError.
         """
         given = ImageToVideoInput.model_validate_json(claim.payload)
-        cancel = asyncio.create_task(self._cancel_requested(claim.id))
+        cancel = asyncio.create_task(self._cancel_requested(claim))
         try:
             fetch = asyncio.create_task(self._prepare(given, image))
             await asyncio.wait({fetch, cancel}, return_when=asyncio.FIRST_COMPLETED)
@@ -239,12 +241,17 @@ class Agent:
         seconds = time.monotonic() - started
         await self._deliver(claim, given, generated, seconds=seconds, units=plan.megapixels)
 
-    async def _cancel_requested(self, job_id: str) -> None:
-        """Returns once the job is to be cancelled."""
+    async def _cancel_requested(self, claim: Claim) -> None:
+        """Renews the lease; returns once the job is to be cancelled or is no longer ours."""
+        renewed = time.monotonic()
         while True:
             seen = self._bell.rings
-            job = await self._store.get(job_id)
-            if job is None or job.cancel_requested:
+            if time.monotonic() - renewed < self._settings.lease_seconds / 6:
+                standing = await self._store.standing(claim)
+            else:
+                standing = await self._store.renew(claim, lease=self._settings.lease_seconds)
+                renewed = time.monotonic()
+            if standing != "held":
                 return
             await self._bell.wait(seen, at_most=IDLE_SECONDS)
 
@@ -302,7 +309,7 @@ class Agent:
     ) -> None:
         # why: the name follows from the job, so that a second attempt writes over what the first one left
         file_id = hashlib.sha256(f"file:{claim.id}".encode()).hexdigest()[:32]
-        blob = await self._blobs.put(file_id, generated.path)
+        blob = await asyncio.to_thread(digest, generated.path)
         now = time.time()
         file = StoredFile(
             id=file_id,
@@ -314,6 +321,8 @@ class Agent:
             created=now,
             expires=now + (claim.keep_for or self._settings.result_retention),
         )
+        await self._store.add_file(file)
+        await self._blobs.put(file_id, generated.path)
         result = {
             "file": file_id,
             "seed": generated.seed,
@@ -321,7 +330,7 @@ class Agent:
             "sync_mode": given.sync_mode,
         }
         await self._store.log(claim.id, f"Done in {seconds:.1f} s: {generated.size}, {generated.num_frames} frames")
-        await self._store.finish(claim, result=result, file=file, seconds=seconds, units=units)
+        await self._store.finish(claim, result=result, seconds=seconds, units=units)
 
 
 def to_request(given: ImageToVideoInput, *, image: Path, image_size: Size) -> GenerationRequest:

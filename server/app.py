@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.agent import Agent
 from server.answers import caller, fail, reply
-from server.blobs import LocalBlobs
+from server.blobs import Blobs
 from server.errors import FalError, model_failure, plain
 from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
@@ -25,7 +25,7 @@ NOT_AGAIN = {"x-fal-retryable": "false", "x-fal-needs-retry": "0"}
 
 
 def create_app(
-    settings: Settings, *, store: Store, blobs: LocalBlobs, jobs: Jobs, agent: Agent, orphans: Orphans
+    settings: Settings, *, store: Store, blobs: Blobs, jobs: Jobs, agent: Agent, orphans: Orphans
 ) -> ASGIApp:
     """The application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)

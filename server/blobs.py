@@ -1,10 +1,12 @@
-"""Bytes of files, in one local folder. A blob is found by the id of its row, never by a name that a caller chose."""
+"""Bytes of files, in a local folder or a bucket. A blob is found by the id of its row, never by a chosen name."""
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +17,34 @@ class Blob:
     sha256: str
 
 
+class Blobs(Protocol):
+    """Where bytes are kept."""
+
+    async def put(self, blob_id: str, source: Path) -> Blob:
+        """Takes the file `source` over as blob `blob_id`, all or nothing; an older blob of that id is replaced."""
+
+    async def read(self, blob_id: str) -> bytes:
+        """The bytes of the blob.
+
+        Raises: FileNotFoundError.
+        """
+
+    async def local(self, blob_id: str) -> Path:
+        """A file on this machine that holds the bytes of the blob, to be opened at once and never changed.
+
+        Raises: FileNotFoundError.
+        """
+
+    async def delete(self, blob_id: str) -> None:
+        """Removes the blob, if it is there."""
+
+    async def check(self) -> None:
+        """Returns if blobs can be kept now.
+
+        Raises: OSError.
+        """
+
+
 class LocalBlobs:
     """Blobs in `root`, which must lie on the same file system as the files that are put."""
 
@@ -23,29 +53,51 @@ class LocalBlobs:
         root.mkdir(parents=True, exist_ok=True)
 
     async def put(self, blob_id: str, source: Path) -> Blob:
-        """Takes the file `source` over as blob `blob_id`, all or nothing."""
+        """Moves the file `source`."""
         return await asyncio.to_thread(self._put, blob_id, source)
 
-    def path(self, blob_id: str) -> Path:
-        """Where the blob lies."""
-        return self._root / blob_id[:2] / blob_id
+    async def local(self, blob_id: str) -> Path:
+        """The blob itself.
+
+        Raises: FileNotFoundError.
+        """
+        path = self._path(blob_id)
+        if not await asyncio.to_thread(path.is_file):
+            raise FileNotFoundError(f"there is no blob {blob_id}")
+        return path
 
     async def read(self, blob_id: str) -> bytes:
         """The bytes of the blob.
 
         Raises: FileNotFoundError.
         """
-        return await asyncio.to_thread(self.path(blob_id).read_bytes)
+        return await asyncio.to_thread(self._path(blob_id).read_bytes)
 
     async def delete(self, blob_id: str) -> None:
         """Removes the blob, if it is there."""
-        await asyncio.to_thread(self.path(blob_id).unlink, missing_ok=True)
+        await asyncio.to_thread(self._path(blob_id).unlink, missing_ok=True)
+
+    async def check(self) -> None:
+        """Returns if the folder takes a file.
+
+        Raises: OSError.
+        """
+        await asyncio.to_thread(self._check)
+
+    def _path(self, blob_id: str) -> Path:
+        return self._root / blob_id[:2] / blob_id
+
+    def _check(self) -> None:
+        probe = self._root / f"probe-{os.getpid()}"
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
 
     def _put(self, blob_id: str, source: Path) -> Blob:
-        with source.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            os.fsync(stream.fileno())
-        target = self.path(blob_id)
+        blob = digest(source, durable=True)
+        target = self._path(blob_id)
         target.parent.mkdir(exist_ok=True)
         source.replace(target)
         folder = os.open(target.parent, os.O_DIRECTORY)
@@ -53,4 +105,13 @@ class LocalBlobs:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return Blob(target.stat().st_size, digest)
+        return blob
+
+
+def digest(source: Path, *, durable: bool = False) -> Blob:
+    """What is known of the file `source`, which is written through to the disk if it is to be `durable`."""
+    with source.open("rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+        if durable:
+            os.fsync(stream.fileno())
+        return Blob(source.stat().st_size, sha256)

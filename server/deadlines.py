@@ -7,8 +7,9 @@ import time
 from sqlalchemy import Connection, func, select, update
 
 from server.bell import Bell
+from server.endings import CANCELLED, ended
 from server.errors import plain
-from server.store import CANCELLED, Store, ended, late
+from server.store import Store, late
 from server.tables import JOBS
 
 RECHECK_SECONDS = 1.0
@@ -47,8 +48,8 @@ def _next_due(connection: Connection, orphan_seconds: float) -> float | None:
 
 def _end_due(connection: Connection, orphan_seconds: float) -> None:
     now = time.time()
-    connection.execute(update(JOBS).where(late(now)).values(ended(now, failure=NOT_STARTED)))
+    connection.execute(update(JOBS).where(late(now)).values(ended(failure=NOT_STARTED)))
     unclaimed = JOBS.c.orphaned <= now - orphan_seconds
     waiting, running = JOBS.c.status == "IN_QUEUE", JOBS.c.status == "IN_PROGRESS"
-    connection.execute(update(JOBS).where(unclaimed, waiting).values(ended(now, failure=CANCELLED)))
+    connection.execute(update(JOBS).where(unclaimed, waiting).values(ended(failure=CANCELLED)))
     connection.execute(update(JOBS).where(unclaimed, running).values(cancel_requested=1))

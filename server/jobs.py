@@ -13,10 +13,11 @@ from pipeline.plan import check_budget, snapped, snapped_frames
 from pipeline.recipe import Recipe
 from pipeline.wire import failed
 from server.bell import Bell
-from server.blobs import LocalBlobs
+from server.blobs import Blobs
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
+from server.records import NOBODY, Job, Sender
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
-from server.store import NOBODY, Job, Sender, Store
+from server.store import Store
 from server.terms import Terms
 
 RECHECK_SECONDS = 1.0
@@ -60,7 +61,7 @@ def freeze(given: ImageToVideoInput) -> bytes:
 class Jobs:
     """Submits jobs, waits for them, and words their results."""
 
-    def __init__(self, store: Store, blobs: LocalBlobs, bell: Bell, *, recipe: Recipe) -> None:
+    def __init__(self, store: Store, blobs: Blobs, bell: Bell, *, recipe: Recipe) -> None:
         self.store = store
         self.recipe = recipe
         self._blobs = blobs
@@ -73,18 +74,28 @@ class Jobs:
         terms: Terms,
         asked: str | None = None,
         max_waiting: int,
+        max_bytes: int,
         sender: Sender = NOBODY,
     ) -> str:
         """The id of a new job; `asked` is the digest of what its caller asks, if he waits for the answer.
 
-        Raises: FalError if too many jobs wait, or too many of the sender's are in flight.
+        Raises: FalError if too many jobs or bytes wait, or too many of the sender's are in flight.
         """
         job_id = str(uuid.uuid4())
         match await self.store.submit(
-            job_id, freeze(given), terms=terms, asked=asked, max_waiting=max_waiting, sender=sender
+            job_id,
+            freeze(given),
+            terms=terms,
+            asked=asked,
+            max_waiting=max_waiting,
+            max_bytes=max_bytes,
+            sender=sender,
         ):
             case "queue full":
                 raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
+            case "queue too large":
+                message = f"The waiting requests hold too many bytes; at most {max_bytes} are kept"
+                raise FalError(plain("queue_full", message))
             case "too many in flight":
                 message = f"This key has {sender.max_in_flight} requests in flight, which is its limit"
                 raise FalError(plain("concurrent_requests_limit", message))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server.store import NOBODY, Sender, WebhookTarget
+from server.records import NOBODY, Sender, WebhookTarget
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,16 @@ from server.app import create_app
 from server.bell import Bell
 from server.blobs import LocalBlobs
 from server.child import Command
+from server.database import open_database
 from server.deadlines import keep_deadlines
 from server.jobs import Jobs
 from server.media import Media
 from server.orphans import Orphans
 from server.settings import Settings
 from server.store import Store
+from server.sweeper import keep_clean, watch
 from server.tls import ensure_certificate, ssl_context
 
-SWEEP_SECONDS = 60.0
 CLOSE_SECONDS = 3
 BACKLOG = 2048
 
@@ -62,10 +63,12 @@ async def serve(
     with contextlib.ExitStack() as sockets:
         http = sockets.enter_context(_listen(settings.host, settings.port))
         tls = sockets.enter_context(_listen(settings.host, settings.tls_port)) if settings.tls_port else None
-        store = Store(settings.data, on_change=bell.ring)
+        database = await asyncio.to_thread(
+            open_database, settings.data, url=settings.database_url, on_change=bell.ring
+        )
+        store = Store(database)
         try:
-            back = await store.recover(max_attempts=settings.max_attempts)
-            if back:
+            if not database.shared and (back := await store.recover(max_attempts=settings.max_attempts)):
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = LocalBlobs(settings.data / "blobs")
             jobs = Jobs(store, blobs, bell, recipe=recipe)
@@ -78,8 +81,11 @@ async def serve(
                 context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data))
                 servers.append((_server(app, context), tls))
             working = asyncio.create_task(agent.run())
-            deadlines = asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds))
-            sweeping = asyncio.create_task(_sweep(settings, store, blobs))
+            keeping = [
+                asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds)),
+                asyncio.create_task(watch(settings, store, own=agent.owner)),
+                asyncio.create_task(keep_clean(settings, store, blobs)),
+            ]
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
             ports = Ports(http.getsockname()[1], None if tls is None else tls.getsockname()[1])
             log.info("listening on %s, ports %d (HTTP) and %s (HTTPS)", settings.host, ports.http, ports.tls)
@@ -89,8 +95,8 @@ async def serve(
             await asyncio.wait({stopping, working, *serving}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
             stopping.cancel()
-            sweeping.cancel()
-            deadlines.cancel()
+            for task in keeping:
+                task.cancel()
             await agent.drain()
             for server, _ in servers:
                 server.should_exit = True
@@ -146,13 +152,3 @@ def _refuse_strangers(settings: Settings) -> None:
             f"host is {settings.host!r}; without keys only a loopback address such as 127.0.0.1 is allowed, "
             "for anyone who reaches the port may use the device"
         )
-
-
-async def _sweep(settings: Settings, store: Store, blobs: LocalBlobs) -> None:
-    while True:
-        try:
-            for blob_id in await store.sweep(row_retention=settings.row_retention):
-                await blobs.delete(blob_id)
-        except Exception:
-            log.exception("sweeping failed")
-        await asyncio.sleep(SWEEP_SECONDS)

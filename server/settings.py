@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         default_factory=data_home,
         description="Folder for the database, files, certificate and models. Default: ~/.local/share/ltxd.",
     )
+    database_url: str = Field(
+        "",
+        description="Database that several nodes share, such as postgresql://user:password@host/name. "
+        "Default: SQLite in the data folder.",
+    )
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
     device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
@@ -63,12 +68,18 @@ class Settings(BaseSettings):
         (), description="Names this server is called by, beside localhost, IP addresses and fal's own names."
     )
     max_queue_length: int = Field(1000, ge=1, description="Waiting jobs above which a submit is answered 429.")
+    max_queue_bytes: int = Field(
+        2_000_000_000, ge=1024, description="Bytes of waiting inputs above which a submit is answered 429."
+    )
     max_body_bytes: int = Field(72_000_000, ge=1024, description="Largest request body, in bytes.")
     max_image_bytes: int = Field(50_000_000, ge=1024, description="Largest start image, in bytes.")
     fetch_timeout: float = Field(30.0, gt=0, description="Seconds that fetching a start image may take.")
     load_timeout: float = Field(900.0, gt=0, description="Seconds that loading the model may take.")
     step_timeout: float = Field(
         300.0, gt=0, description="Seconds without progress after which the generating process is taken for hung."
+    )
+    lease_seconds: float = Field(
+        30.0, gt=0, description="Seconds without a sign of life from a node after which its job waits again."
     )
     max_attempts: int = Field(3, ge=1, description="Times a job is tried when its generating process dies.")
     orphan_seconds: float = Field(

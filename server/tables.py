@@ -1,4 +1,4 @@
-"""The tables of the store."""
+"""The tables of jobs, logs and files. A change here needs a new file in `server/migrations/versions/`."""
 
 from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
 
@@ -13,8 +13,10 @@ JOBS = Table(
     Column("status", String(11), nullable=False, index=True),
     Column("priority", Integer, nullable=False),  # 0 normal, 1 low
     Column("payload", LargeBinary),  # dropped when the job ends
+    Column("payload_size", Integer, nullable=False, server_default="0"),
     Column("attempts", Integer, nullable=False, default=0),
     Column("owner", String(64)),
+    Column("lease_until", Float),  # by the database's clock
     Column("cancel_requested", Integer, nullable=False, default=0),
     Column("result", Text),
     Column("failure", Text),
@@ -28,6 +30,8 @@ JOBS = Table(
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("finished", Float, index=True),
+    Column("log_lines", Integer, nullable=False, server_default="0"),
+    Column("log_characters", Integer, nullable=False, server_default="0"),
     sqlite_autoincrement=True,
 )
 
@@ -35,7 +39,7 @@ LOGS = Table(
     "logs",
     METADATA,
     Column("job_id", String(36), primary_key=True),
-    Column("n", Integer, primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False),
     Column("level", String(8), nullable=False),
     Column("message", Text, nullable=False),

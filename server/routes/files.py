@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse
 
 from server.answers import fail
-from server.blobs import LocalBlobs
+from server.blobs import Blobs
 from server.errors import plain
 from server.store import Store
 
 
-def router(store: Store, blobs: LocalBlobs) -> APIRouter:
+def router(store: Store, blobs: Blobs) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
@@ -29,7 +29,10 @@ def router(store: Store, blobs: LocalBlobs) -> APIRouter:
         }
         if etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")):
             return Response(status_code=304, headers=headers)
-        path = blobs.path(file.id)
+        try:
+            path = await blobs.local(file.id)
+        except FileNotFoundError:
+            return fail(plain("not_found", "There is no such file, or it has expired"))
         return FileResponse(
             path,
             headers=headers,

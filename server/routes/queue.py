@@ -14,9 +14,9 @@ from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
 from server.jobs import JobNotFoundError, Jobs, parse
 from server.keys import sender_of
+from server.records import Job, LogLine
 from server.schema import APP, ENDPOINT
 from server.settings import Settings
-from server.store import Job, LogLine
 from server.terms import terms_of
 
 PING_SECONDS = 15.0
@@ -38,7 +38,9 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
             # why: fal accepts any body, and the model's refusal is the job's result
             job_id = await jobs.submit_failed(error.failure, sender=sender)
         else:
-            job_id = await jobs.submit(given, terms=terms, max_waiting=limit, sender=sender)
+            job_id = await jobs.submit(
+                given, terms=terms, max_waiting=limit, max_bytes=settings.max_queue_bytes, sender=sender
+            )
         job = await jobs.get(job_id)
         answer = _links(job_id, caller(request).base) | {
             "status": "IN_QUEUE",

@@ -4,11 +4,16 @@ import asyncio
 import base64
 import contextlib
 import io
+import itertools
+import os
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +23,11 @@ import httpx2
 import pytest
 from PIL import Image
 
+from server.blobs import Blobs, LocalBlobs
+from server.database import Database, open_database
 from server.serve import Ports, serve
 from server.settings import Settings
+from server.store import Store
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 FAKE_WORKER = Path(__file__).with_name("fake_worker.py")
@@ -160,3 +168,67 @@ def image() -> str:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture
+def rung() -> list[int]:
+    """One entry for every change that the database told of."""
+    return []
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
+async def database(request: pytest.FixtureRequest, tmp_path: Path, rung: list[int]) -> AsyncIterator[Database]:
+    """An empty database of each kind."""
+    url = request.getfixturevalue("postgres")() if request.param == "postgres" else ""
+    it = open_database(tmp_path / "database", url=url, on_change=lambda: rung.append(1))
+    yield it
+    await it.close()
+
+
+@pytest.fixture
+def store(database: Database) -> Store:
+    """An empty store on each kind of database."""
+    return Store(database)
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Blobs:
+    """Empty blobs."""
+    return LocalBlobs(tmp_path / "blobs")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Callable[[], str]]:
+    """Makes an empty database on a Postgres of our own, on loopback, and gives its URL."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.fail("PostgreSQL is missing: install the package postgresql")
+    folder = Path(tempfile.mkdtemp(prefix="ltxd-postgres-"))
+    asked_as: list[str] = []
+    if os.geteuid() == 0:
+        # why: it refuses to run as root
+        asked_as = ["runuser", "-u", "postgres", "--"]
+        shutil.chown(folder, "postgres", "postgres")
+    port = free_port()
+
+    def run(program: str, *flags: str) -> None:
+        command = [*asked_as, str(programs[-1] / program), *flags]
+        done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{program}: {done.stdout}{done.stderr}"
+
+    data = str(folder / "data")
+    run("initdb", "-D", data, "-U", "ltxd", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
+    run("pg_ctl", "-D", data, "-l", str(folder / "log"), "-w", "-o", options, "start")
+    names = itertools.count()
+
+    def create() -> str:
+        name = f"test{next(names)}"
+        run("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "ltxd", name)
+        return f"postgresql://ltxd@127.0.0.1:{port}/{name}"
+
+    try:
+        yield create
+    finally:
+        run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+        shutil.rmtree(folder)

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from server.bell import Bell
+from server.database import open_database
 from server.deadlines import keep_deadlines
 from server.orphans import Orphans
 from server.store import Store
@@ -15,7 +16,7 @@ ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 @pytest.fixture
 async def store(tmp_path):
     bell = Bell()
-    it = Store(tmp_path, on_change=bell.ring)
+    it = Store(open_database(tmp_path, on_change=bell.ring))
     keeping = asyncio.create_task(keep_deadlines(it, bell, orphan_seconds=0.2))
     yield it
     keeping.cancel()
@@ -51,7 +52,7 @@ async def test_a_job_that_began_in_time_is_held_to_nothing_not_even_put_back(sto
 
 
 async def test_a_late_job_is_not_begun_even_before_it_is_ended(tmp_path):
-    store = Store(tmp_path)
+    store = Store(open_database(tmp_path))
     await store.submit("a", b"{}", terms=Terms(start_within=0.001), max_waiting=9)
     await asyncio.sleep(0.01)
     assert await store.claim("me") is None
@@ -71,7 +72,7 @@ async def test_orphans_that_nobody_claims_are_cancelled_running_or_not(store):
 
 
 async def test_what_was_due_while_no_server_ran_is_ended_at_the_next_start(tmp_path):
-    store = Store(tmp_path)
+    store = Store(open_database(tmp_path))
     await store.submit("a", b"{}", terms=Terms(start_within=0.01), max_waiting=9)
     await asyncio.sleep(0.02)
     keeping = asyncio.create_task(keep_deadlines(store, Bell(), orphan_seconds=60))

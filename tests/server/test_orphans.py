@@ -3,16 +3,10 @@ import time
 import pytest
 from sqlalchemy import update
 
+from server.database import open_database
 from server.orphans import Orphans
 from server.store import Store
 from server.tables import JOBS
-
-
-@pytest.fixture
-async def store(tmp_path):
-    it = Store(tmp_path)
-    yield it
-    await it.close()
 
 
 async def ask(store: Store, job_id: str, asked: str = "digest") -> None:
@@ -67,12 +61,12 @@ async def test_a_job_that_nobody_waits_for_is_never_an_orphan(store):
 
 
 async def test_callers_find_their_jobs_again_after_the_server_was_started_anew(tmp_path):
-    store = Store(tmp_path)
+    store = Store(open_database(tmp_path))
     for name in ("a", "b"):
         await ask(store, name, asked=name)
     await store.claim("me")
     await store.close()
-    store = Store(tmp_path)
+    store = Store(open_database(tmp_path))
     await store.recover(max_attempts=3)
     assert [await Orphans(store).adopt(name) for name in ("a", "b")] == ["a", "b"]
     await store.close()

@@ -1,0 +1,45 @@
+"""How a job ends, or goes back to the queue, as the columns of its row."""
+
+import json
+import time
+from typing import Any
+
+from sqlalchemy import Row
+
+from server.errors import Failure, model_failure, plain
+
+CANCELLED = plain("client_cancelled", "Request was cancelled by the client")
+
+
+def ended(
+    *,
+    result: dict[str, Any] | None = None,
+    failure: Failure | None = None,
+    seconds: float | None = None,
+    units: int = 0,
+) -> dict[str, Any]:
+    """The columns of a job that ends now."""
+    return {
+        "status": "COMPLETED",
+        "owner": None,
+        "lease_until": None,
+        "payload": None,
+        "payload_size": 0,
+        "result": None if result is None else json.dumps(result),
+        "failure": None if failure is None else json.dumps(failure.to_dict()),
+        "http_status": 200 if failure is None else failure.status,
+        "units": units,
+        "inference_seconds": seconds,
+        "finished": time.time(),
+    }
+
+
+def given_up(row: Row[*tuple[Any, ...]], *, max_attempts: int | None, how: str) -> dict[str, Any]:
+    """The columns of a job whose attempt ended without an answer; `how` says what became of the attempt."""
+    if row.cancel_requested:
+        return ended(failure=CANCELLED)
+    if max_attempts is not None and row.attempts >= max_attempts:
+        tries = "once" if row.attempts == 1 else f"{row.attempts} times"
+        message = f"Internal server error: tried {tries} without an answer; the last time {how}"
+        return ended(failure=model_failure("internal_server_error", message))
+    return {"status": "IN_QUEUE", "owner": None, "lease_until": None}

@@ -1,0 +1,93 @@
+import asyncio
+import multiprocessing
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import create_engine, text
+
+from server.database import StoreError, open_database
+from server.migrations import configuration
+from server.store import Store
+from server.tables import METADATA
+
+
+async def test_the_migrations_make_the_tables_that_the_code_knows(database):
+    def differences(connection) -> list[object]:
+        return compare_metadata(MigrationContext.configure(connection), METADATA)
+
+    assert await database.write(differences) == []
+
+
+async def test_a_folder_has_one_owner(tmp_path):
+    first = open_database(tmp_path)
+    with pytest.raises(StoreError, match="another ltxd already owns"):
+        open_database(tmp_path)
+    await first.close()
+    await open_database(tmp_path).close()
+
+
+async def test_jobs_of_the_first_version_are_taken_over(tmp_path):
+    engine = create_engine(f"sqlite:///{tmp_path / 'ltxd.sqlite3'}")
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+        connection.execute(text("DROP TABLE alembic_version"))
+        connection.execute(
+            text(
+                "INSERT INTO jobs (id, status, priority, payload, attempts, cancel_requested, units, created) "
+                "VALUES ('old', 'IN_QUEUE', 0, :payload, 0, 0, 0, 1.0)"
+            ),
+            {"payload": b"{}"},
+        )
+    engine.dispose()
+    database = open_database(tmp_path)
+    assert (await Store(database).claim("me", lease=60)).payload == b"{}"
+    await database.close()
+
+
+async def test_a_database_of_a_newer_version_is_refused(tmp_path):
+    await open_database(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ltxd.sqlite3") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(StoreError, match="another version of ltxd"):
+        open_database(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["mysql://a/b", "nonsense", "postgresql://127.0.0.1:1/x"])
+def test_a_database_that_cannot_be_used_is_told_at_the_start(tmp_path, url):
+    with pytest.raises(StoreError, match="database"):
+        open_database(tmp_path, url=url)
+
+
+def submit_for_ever(folder: Path, told) -> None:
+    async def go() -> None:
+        store = Store(open_database(folder))
+        for n in range(10_000):
+            await store.submit(f"job {n}", b"{}", max_waiting=100_000)
+            told.put(n)
+
+    asyncio.run(go())
+
+
+async def test_what_was_submitted_survives_a_kill_and_a_copy_of_the_folder_is_whole(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    process = context.Process(target=submit_for_ever, args=(tmp_path / "data", told))
+    process.start()
+    last = await asyncio.to_thread(lambda: [told.get(timeout=20) for _ in range(20)][-1])
+    process.kill()
+    await asyncio.to_thread(process.join)
+    shutil.copytree(tmp_path / "data", tmp_path / "copy")
+    database = open_database(tmp_path / "copy")
+    assert (
+        await database.read(lambda connection: connection.exec_driver_sql("PRAGMA integrity_check").scalar()) == "ok"
+    )
+    store = Store(database)
+    for n in range(last + 1):
+        assert (await store.get(f"job {n}")).status == "IN_QUEUE"
+    await database.close()
