@@ -3,8 +3,6 @@
 import argparse
 import asyncio
 import logging
-import os
-import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import oneshot
+from server import client_ways, oneshot
 from server.settings import Settings
 
 
@@ -33,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
         ("host", str),
         ("port", int),
         ("tls-port", int),
+        ("proxy-port", int),
         ("data", Path),
         ("recipe", str),
         ("device", str),
@@ -41,12 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         serve.add_argument(f"--{name}", type=kind, help=field.description)
     serve.set_defaults(run=_serve)
 
-    client = commands.add_parser("client", help="help for clients").add_subparsers(required=True, metavar="COMMAND")
-    env = client.add_parser("env", help="print the environment variables that lead the Python client here")
-    for name, kind in (("host", str), ("tls-port", int), ("data", Path)):
-        field = Settings.model_fields[name.replace("-", "_")]
-        env.add_argument(f"--{name}", type=kind, help=field.description)
-    env.set_defaults(run=_client_env)
+    client_ways.add_commands(commands.add_parser("client", help="what a client needs to come here"), _settings)
 
     generate = commands.add_parser("generate", help="make one clip without a server")
     oneshot.add_flags(generate)
@@ -89,27 +83,6 @@ def _serve(args: argparse.Namespace) -> int:
     except (StartError, StoreError, ValidationError, OSError) as error:
         sys.stderr.write(f"ltxd: {error}\n")
         return 1
-    return 0
-
-
-def _client_env(args: argparse.Namespace) -> int:
-    from server.tls import ensure_certificate
-
-    settings = _settings(args)
-    if not settings.tls_port:
-        sys.stderr.write("ltxd: the Python client speaks only HTTPS, and tls_port is 0: set LTX_TLS_PORT\n")
-        return 1
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    where = f"{host}:{settings.tls_port}"
-    values = {
-        "FAL_RUN_HOST": f"{where}/run",
-        "FAL_QUEUE_RUN_HOST": f"{where}/queue",
-        "SSL_CERT_FILE": str(ensure_certificate(settings.data).bundle.absolute()),
-    }
-    if not os.environ.get("FAL_KEY"):
-        values["FAL_KEY"] = "dummy"
-    for name, value in values.items():
-        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
     return 0
 
 

@@ -28,6 +28,7 @@ from server.settings import Settings
 from server.store import Store
 from server.sweeper import keep_clean, watch
 from server.tls import ensure_certificate, ssl_context
+from server.tunnel import start_tunnel
 
 CLOSE_SECONDS = 3
 BACKLOG = 2048
@@ -41,10 +42,11 @@ class StartError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the server listens; `tls` is None when it is off."""
+    """Where the server listens; `tls` and `proxy` are None when they are off."""
 
     http: int
     tls: int | None
+    proxy: int | None = None
 
 
 async def serve(
@@ -55,6 +57,8 @@ async def serve(
     Raises: StartError, StoreError.
     """
     _refuse_strangers(settings)
+    if settings.proxy_port and not settings.tls_port:
+        raise StartError("proxy_port is set and tls_port is 0: the proxy leads to the HTTPS port, so turn that on")
     try:
         recipe = load_recipe(settings.recipe)
     except RecipeError as error:
@@ -63,6 +67,7 @@ async def serve(
     with contextlib.ExitStack() as sockets:
         http = sockets.enter_context(_listen(settings.host, settings.port))
         tls = sockets.enter_context(_listen(settings.host, settings.tls_port)) if settings.tls_port else None
+        proxy = sockets.enter_context(_listen(settings.host, settings.proxy_port)) if settings.proxy_port else None
         database = await asyncio.to_thread(
             open_database, settings.data, url=settings.database_url, on_change=bell.ring
         )
@@ -87,8 +92,16 @@ async def serve(
                 asyncio.create_task(keep_clean(settings, store, blobs)),
             ]
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
-            ports = Ports(http.getsockname()[1], None if tls is None else tls.getsockname()[1])
+            ports = Ports(
+                http.getsockname()[1],
+                None if tls is None else tls.getsockname()[1],
+                None if proxy is None else proxy.getsockname()[1],
+            )
             log.info("listening on %s, ports %d (HTTP) and %s (HTTPS)", settings.host, ports.http, ports.tls)
+            tunnel = None
+            if proxy is not None and tls is not None:
+                tunnel = await start_tunnel(proxy, tls=tls.getsockname()[:2])
+                log.info("HTTPS_PROXY=http://%s:%d leads fal's names here", settings.host, ports.proxy)
             log.info("there are no keys: only programs on this machine may call")
             on_start(ports)
             stopping = asyncio.create_task(stop.wait())
@@ -100,6 +113,8 @@ async def serve(
             await agent.drain()
             for server, _ in servers:
                 server.should_exit = True
+            if tunnel is not None:
+                tunnel.close()
             await asyncio.gather(*serving)
             await working
         finally:

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
         le=65535,
         description="Port for HTTPS, with a certificate made at first start; 0 turns it off.",
     )
+    proxy_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port of the proxy that HTTPS_PROXY may name: it leads fal's names here; 0 turns it off.",
+    )
     data: Annotated[Path, AfterValidator(Path.expanduser)] = Field(
         default_factory=data_home,
         description="Folder for the database, files, certificate and models. Default: ~/.local/share/ltxd.",

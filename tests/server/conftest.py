@@ -158,7 +158,7 @@ def launch(tmp_path: Path, clip: Path) -> Launch:
 def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[Running]:
     """One server that most tests share."""
     data = tmp_path_factory.mktemp("server")
-    with running(data, command=_fake_command(data, clip), tls_port=free_port()) as it:
+    with running(data, command=_fake_command(data, clip), tls_port=free_port(), proxy_port=free_port()) as it:
         yield it
 
 

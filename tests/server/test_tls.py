@@ -72,6 +72,7 @@ def test_client_env_prints_lines_that_a_shell_reads(tmp_path, capsys, monkeypatc
         "FAL_RUN_HOST": "127.0.0.1:9443/run",
         "FAL_QUEUE_RUN_HOST": "127.0.0.1:9443/queue",
         "SSL_CERT_FILE": str(data / "tls" / "bundle.pem"),
+        "NODE_EXTRA_CA_CERTS": str(data / "tls" / "ca.pem"),
         "FAL_KEY": "dummy",
     }
 
