@@ -16,22 +16,34 @@ from server.jobs import JobNotFoundError, Jobs
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
 from server.routes import files, health, queue, run, site
+from server.routes import uploads as uploading
 from server.schema import APP
 from server.settings import Settings
 from server.store import Store
+from server.tickets import Tickets
+from server.uploads import Uploads
 
 NOT_AGAIN = {"x-fal-retryable": "false", "x-fal-needs-retry": "0"}
 """What an error says unless it knows better."""
 
 
 def create_app(
-    settings: Settings, *, store: Store, blobs: Blobs, jobs: Jobs, agent: Agent, orphans: Orphans
+    settings: Settings,
+    *,
+    store: Store,
+    blobs: Blobs,
+    jobs: Jobs,
+    agent: Agent,
+    orphans: Orphans,
+    uploads: Uploads,
+    tickets: Tickets,
 ) -> ASGIApp:
     """The application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(run.router(settings, jobs, orphans))
     app.include_router(queue.router(settings, jobs, agent))
     app.include_router(files.router(store, blobs))
+    app.include_router(uploading.router(settings, uploads, tickets, open_to_all=lambda: True))
     app.include_router(health.router(store, agent))
     app.include_router(site.router())
 

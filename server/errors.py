@@ -32,6 +32,7 @@ STATUSES: dict[str, tuple[int, bool]] = {
     "client_disconnected": (499, False),
     "client_cancelled": (499, False),
     "bad_request": (400, False),
+    "unauthorized": (401, False),
     "forbidden": (403, False),
     "not_found": (404, False),
     "method_not_allowed": (405, False),

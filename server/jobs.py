@@ -15,6 +15,7 @@ from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
+from server.media import too_large
 from server.records import NOBODY, Job, Sender
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.store import Store
@@ -145,9 +146,14 @@ class Jobs:
                 return job
             await self.change(seen)
 
-    async def file(self, file_id: str) -> bytes | None:
-        """The bytes of the file, or None if there is none or it has expired."""
+    async def file(self, file_id: str, *, max_bytes: int) -> bytes | None:
+        """The bytes of the file, or None if there is none or it has expired.
+
+        Raises: FieldError if it has more than `max_bytes`.
+        """
         file = await self.store.file(file_id)
+        if file is not None and file.size > max_bytes:
+            raise too_large(max_bytes)
         return None if file is None else await self._blobs.read(file.id)
 
     async def output(self, job: Job, *, origin: str) -> dict[str, Any]:

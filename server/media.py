@@ -198,12 +198,12 @@ class Media:
         if response.status_code != httpx2.codes.OK:
             raise _not_downloaded(str(response.url), f"the server answered {response.status_code}")
         if int(response.headers.get("content-length", 0)) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         body = bytearray()
         async for part in response.aiter_raw():
             body += part
             if len(body) > limit:
-                raise _too_large(limit)
+                raise too_large(limit)
         return bytes(body)
 
 
@@ -217,12 +217,12 @@ def decode_data_uri(uri: str, *, max_bytes: int) -> bytes:
         raise FieldError("image_load_error", "Image load error: the data URI has no comma", field="image_url")
     if not head.lower().endswith(";base64"):
         if len(body) > 3 * max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         data = unquote_to_bytes(body)
     else:
         # why: the length is checked before a byte is decoded; four characters carry three bytes
         if len(body) > max_bytes // 3 * 4 + 4:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         try:
             compact = "".join(body.replace("%2B", "+").replace("%2F", "/").replace("%3D", "=").split())
             data = base64.b64decode(
@@ -232,7 +232,7 @@ def decode_data_uri(uri: str, *, max_bytes: int) -> bytes:
             message = "Image load error: the data URI is not valid base64"
             raise FieldError("image_load_error", message, field="image_url") from error
     if len(data) > max_bytes:
-        raise _too_large(max_bytes)
+        raise too_large(max_bytes)
     return data
 
 
@@ -244,6 +244,7 @@ def _not_downloaded(url: str, why: str) -> FieldError:
     return FieldError("file_download_error", f"File download error: {why}", field="image_url", given=url)
 
 
-def _too_large(limit: int) -> FieldError:
+def too_large(limit: int) -> FieldError:
+    """The error of an image that has more than `limit` bytes."""
     message = f"File too large: at most {limit} bytes are allowed"
     return FieldError("file_too_large", message, field="image_url", context={"max_size": limit})

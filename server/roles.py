@@ -94,7 +94,9 @@ def _target(role: Role, path: str, *, base: str, origin: str, query: str | None 
     # why: a path of a request means the same everywhere, and clients build it from either host
     if role in ("run", "queue") and path.startswith((f"/{APP}/requests/", f"/{ENDPOINT}/requests/")):
         role = "queue"
-    inside = _bare(path) if role == "site" else f"/{role}{_bare(path)}"
+    # why: a file has one address, under whatever name it is asked for
+    plain = role == "site" or (role == "cdn" and path.startswith("/files/"))
+    inside = _bare(path) if plain else f"/{role}{_bare(path)}"
     return Target(Caller(role, base, origin, path), inside, query)
 
 

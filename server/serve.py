@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 
 import uvicorn
@@ -25,10 +27,13 @@ from server.jobs import Jobs
 from server.media import Media
 from server.orphans import Orphans
 from server.settings import Settings
+from server.shared import shared_secret
 from server.store import Store
 from server.sweeper import keep_clean, watch
+from server.tickets import Tickets
 from server.tls import ensure_certificate, ssl_context
 from server.tunnel import start_tunnel
+from server.uploads import Uploads
 
 CLOSE_SECONDS = 3
 BACKLOG = 2048
@@ -77,10 +82,21 @@ async def serve(
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = LocalBlobs(settings.data / "blobs")
             jobs = Jobs(store, blobs, bell, recipe=recipe)
-            media = Media(settings, own_file=jobs.file)
+            media = Media(settings, own_file=partial(jobs.file, max_bytes=settings.max_image_bytes))
             agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
             orphans = Orphans(store)
-            app = create_app(settings, store=store, blobs=blobs, jobs=jobs, agent=agent, orphans=orphans)
+            uploads = Uploads(settings, store, blobs)
+            tickets = Tickets(await shared_secret(store, "upload-secret", lambda: secrets.token_bytes(32)))
+            app = create_app(
+                settings,
+                store=store,
+                blobs=blobs,
+                jobs=jobs,
+                agent=agent,
+                orphans=orphans,
+                uploads=uploads,
+                tickets=tickets,
+            )
             servers = [(_server(app), http)]
             if tls is not None:
                 context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data))
@@ -89,7 +105,7 @@ async def serve(
             keeping = [
                 asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds)),
                 asyncio.create_task(watch(settings, store, own=agent.owner)),
-                asyncio.create_task(keep_clean(settings, store, blobs)),
+                asyncio.create_task(keep_clean(settings, store, blobs, uploads)),
             ]
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
             ports = Ports(

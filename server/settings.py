@@ -78,6 +78,7 @@ class Settings(BaseSettings):
         2_000_000_000, ge=1024, description="Bytes of waiting inputs above which a submit is answered 429."
     )
     max_body_bytes: int = Field(72_000_000, ge=1024, description="Largest request body, in bytes.")
+    max_upload_bytes: int = Field(500_000_000, ge=1024, description="Largest upload, in bytes.")
     max_image_bytes: int = Field(50_000_000, ge=1024, description="Largest start image, in bytes.")
     fetch_timeout: float = Field(30.0, gt=0, description="Seconds that fetching a start image may take.")
     load_timeout: float = Field(900.0, gt=0, description="Seconds that loading the model may take.")
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
     )
     result_retention: float = Field(
         DAY, gt=0, description="Seconds that results and their files are kept, unless the caller asks otherwise."
+    )
+    upload_retention: float = Field(
+        DAY, gt=0, description="Seconds that uploaded files are kept, unless the caller asks otherwise."
     )
     row_retention: float = Field(30 * DAY, gt=0, description="Seconds that finished jobs are remembered.")
 

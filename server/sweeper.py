@@ -12,6 +12,7 @@ from server.database import StoreUnavailableError
 from server.settings import Settings
 from server.store import Store
 from server.tables import FILES, JOBS, LOGS, WEBHOOKS
+from server.uploads import Uploads
 
 WATCH_SECONDS = 1.0
 SWEEP_SECONDS = 60.0
@@ -56,9 +57,14 @@ async def watch(settings: Settings, store: Store, *, own: str) -> None:
     await _forever(once, every=WATCH_SECONDS)
 
 
-async def keep_clean(settings: Settings, store: Store, blobs: Blobs) -> None:
+async def keep_clean(settings: Settings, store: Store, blobs: Blobs, uploads: Uploads) -> None:
     """Sweeps for ever."""
-    await _forever(lambda: sweep(store, blobs, row_retention=settings.row_retention), every=SWEEP_SECONDS)
+
+    async def once() -> None:
+        await sweep(store, blobs, row_retention=settings.row_retention)
+        await uploads.sweep()
+
+    await _forever(once, every=SWEEP_SECONDS)
 
 
 async def _forever(work: Callable[[], Awaitable[None]], *, every: float) -> None:

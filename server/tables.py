@@ -59,6 +59,16 @@ FILES = Table(
     Column("key_id", String(32)),  # who uploaded it
 )
 
+PARTS = Table(
+    "parts",
+    METADATA,
+    Column("file_id", String(32), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("size", Integer, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("created", Float, nullable=False, index=True),
+)
+
 KEYS = Table(
     "keys",
     METADATA,

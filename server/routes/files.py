@@ -1,4 +1,4 @@
-"""The generated files, found by id. Whoever knows the address may read: clients fetch them without a key."""
+"""The files, made or uploaded, found by id. Whoever knows the address may read: clients fetch them without a key."""
 
 import time
 
@@ -9,6 +9,10 @@ from server.answers import fail
 from server.blobs import Blobs
 from server.errors import plain
 from server.store import Store
+
+SHOWN = ("image/", "video/", "audio/")
+SCRIPTED = ("image/svg+xml",)
+"""Types that a browser would run, and not only show."""
 
 
 def router(store: Store, blobs: Blobs) -> APIRouter:
@@ -33,12 +37,13 @@ def router(store: Store, blobs: Blobs) -> APIRouter:
             path = await blobs.local(file.id)
         except FileNotFoundError:
             return fail(plain("not_found", "There is no such file, or it has expired"))
+        shown = file.content_type.startswith(SHOWN) and file.content_type not in SCRIPTED
         return FileResponse(
             path,
             headers=headers,
-            media_type=file.content_type,
+            media_type=file.content_type if shown else "application/octet-stream",
             filename=file.name,
-            content_disposition_type="inline",
+            content_disposition_type="inline" if shown else "attachment",
         )
 
     return routes

@@ -1,0 +1,170 @@
+"""The rest host's upload routes, which say where to upload, and the cdn host's, which take the bytes."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field, ValidationError
+
+from server.answers import caller, key_id_of, read_body, reply
+from server.errors import FalError, invalid, plain
+from server.settings import Settings
+from server.terms import lifetime
+from server.tickets import Holder, Slot, Tickets
+from server.uploads import ANY_TYPE, Uploads, new_slot
+
+MAX_BODY = 2_000_000
+
+
+class Announced(BaseModel):
+    """What is said of a file before it is uploaded."""
+
+    file_name: str = ""
+    content_type: str = ANY_TYPE
+
+
+class Part(BaseModel):
+    """One part of an upload, as its answer named it."""
+
+    number: int = Field(alias="partNumber")
+    etag: str
+
+
+class Parts(BaseModel):
+    """The parts that a file is made of."""
+
+    parts: list[Part]
+
+
+def router(settings: Settings, uploads: Uploads, tickets: Tickets, *, open_to_all: Callable[[], bool]) -> APIRouter:
+    """The routes. `open_to_all`: whether nobody needs a key now."""
+    routes = APIRouter()
+
+    @routes.post("/rest/storage/auth/token")
+    async def token(request: Request) -> Response:
+        text, ends = tickets.token(key_id_of(request))
+        answer = {
+            "token": text,
+            "token_type": "Bearer",
+            "base_url": caller(request).origin,
+            "expires_at": datetime.fromtimestamp(ends, UTC).isoformat(),
+        }
+        return reply(answer)
+
+    @routes.post("/rest/storage/upload/initiate")
+    @routes.post("/rest/storage/upload/initiate-multipart")
+    async def initiate(request: Request) -> Response:
+        try:
+            given = Announced.model_validate_json(await read_body(request, limit=MAX_BODY))
+        except ValidationError as error:
+            raise FalError(invalid(error)) from error
+        slot = new_slot(
+            given.file_name, given.content_type, key_id=key_id_of(request), keep_for=lifetime(request.headers)
+        )
+        url = _url(request, slot)
+        return reply({"upload_url": f"{url}?ticket={tickets.ticket(slot)}", "file_url": url})
+
+    @routes.post("/files/upload")
+    async def upload(request: Request) -> Response:
+        slot = _announced(request, _holder(request))
+        _check_length(request, settings)
+        await uploads.put(slot, request.stream())
+        return reply({"access_url": _url(request, slot)})
+
+    @routes.post("/files/upload/multipart")
+    async def create(request: Request) -> Response:
+        slot = _announced(request, _holder(request))
+        return reply({"access_url": _url(request, slot), "uploadId": tickets.ticket(slot)})
+
+    @routes.put("/files/{file_id}/{name}")
+    async def put(request: Request, file_id: str, name: str) -> Response:
+        slot = _slot(request.query_params.get("ticket", ""), file_id, name)
+        _check_length(request, settings)
+        return _received(await uploads.put(slot, request.stream()))
+
+    @routes.put("/files/{file_id}/{name}/{number}")
+    async def put_part(request: Request, file_id: str, name: str, number: str) -> Response:
+        slot = _slot(request.query_params.get("ticket", ""), file_id, name)
+        return await _put_part(request, slot, number)
+
+    @routes.put("/files/{file_id}/{name}/multipart/{ticket}/{number}")
+    async def put_held_part(request: Request, file_id: str, name: str, ticket: str, number: str) -> Response:
+        return await _put_part(request, _held(request, _slot(ticket, file_id, name)), number)
+
+    @routes.post("/files/{file_id}/{name}/complete")
+    async def complete(request: Request, file_id: str, name: str) -> Response:
+        return await _complete(request, _slot(request.query_params.get("ticket", ""), file_id, name))
+
+    @routes.post("/files/{file_id}/{name}/multipart/{ticket}/complete")
+    async def complete_held(request: Request, file_id: str, name: str, ticket: str) -> Response:
+        return await _complete(request, _held(request, _slot(ticket, file_id, name)))
+
+    async def _put_part(request: Request, slot: Slot, number: str) -> Response:
+        _check_length(request, settings)
+        if not number.isascii() or not number.isdigit() or len(number) > 5:
+            raise FalError(plain("bad_request", f"The part is number {number!r}, which is no number"))
+        return _received(await uploads.put_part(slot, int(number), request.stream()), number=int(number))
+
+    async def _complete(request: Request, slot: Slot) -> Response:
+        try:
+            given = Parts.model_validate_json(await read_body(request, limit=MAX_BODY))
+        except ValidationError as error:
+            raise FalError(invalid(error)) from error
+        await uploads.complete(slot, [(part.number, part.etag.strip('"')) for part in given.parts])
+        return reply({"access_url": _url(request, slot)})
+
+    def _holder(request: Request) -> Holder:
+        scheme, _, text = request.headers.get("authorization", "").partition(" ")
+        holder = tickets.holder(text.strip()) if scheme.lower() == "bearer" else None
+        if holder is not None:
+            return holder
+        if open_to_all():
+            return Holder(None)
+        message = "An upload needs a token of /storage/auth/token in the header Authorization, after Bearer"
+        raise FalError(plain("unauthorized", message))
+
+    def _held(request: Request, slot: Slot) -> Slot:
+        # why: another key is not told that there is such an upload
+        if slot.key_id != _holder(request).key_id:
+            raise FalError(plain("not_found", "There is no such upload"))
+        return slot
+
+    def _slot(ticket: str, file_id: str, name: str) -> Slot:
+        slot = tickets.slot(ticket)
+        if slot is None or (slot.file_id, slot.name) != (file_id, name):
+            raise FalError(plain("forbidden", "This is no address to upload to, or its time is over"))
+        return slot
+
+    return routes
+
+
+def _announced(request: Request, holder: Holder) -> Slot:
+    headers = request.headers
+    return new_slot(
+        headers.get("x-fal-file-name", ""),
+        headers.get("content-type", ANY_TYPE),
+        key_id=holder.key_id,
+        keep_for=lifetime(headers),
+    )
+
+
+def _check_length(request: Request, settings: Settings) -> None:
+    """Refuses by its length what is too large, before a byte is read.
+
+    Raises: FalError.
+    """
+    length = request.headers.get("content-length", "0")
+    if length.isdigit() and int(length) > settings.max_upload_bytes:
+        message = f"The upload has {length} bytes; {settings.max_upload_bytes} are allowed"
+        raise FalError(plain("body_too_large", message))
+
+
+def _received(sha256: str, *, number: int | None = None) -> Response:
+    """Python reads a part's digest from the header, JavaScript from the body."""
+    etag = f'"{sha256}"'
+    part = {} if number is None else {"partNumber": number}
+    return reply(part | {"etag": etag}, headers={"etag": etag})
+
+
+def _url(request: Request, slot: Slot) -> str:
+    return f"{caller(request).origin}/files/{slot.file_id}/{slot.name}"

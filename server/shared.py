@@ -1,0 +1,33 @@
+"""Secrets that every node of one store shares: made by the first that asks, then the same for all."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from sqlalchemy import Connection, insert, select
+from sqlalchemy.exc import IntegrityError
+
+from server.store import Store
+from server.tables import SECRETS
+
+Name = Literal["authority", "webhook-signing-key", "token-secret", "upload-secret"]
+
+
+async def shared_secret(store: Store, name: Name, make: Callable[[], bytes]) -> bytes:
+    """The secret of this name; `make` makes it if there is none."""
+
+    def find(connection: Connection) -> bytes | None:
+        return connection.scalar(select(SECRETS.c.value).where(SECRETS.c.name == name))
+
+    found = await store.read(find)
+    if found is not None:
+        return found
+    try:
+        made = make()
+        await store.write(lambda connection: connection.execute(insert(SECRETS), {"name": name, "value": made}))
+    except IntegrityError:
+        # why: another node was faster
+        found = await store.read(find)
+        if found is None:
+            raise
+        return found
+    return made
