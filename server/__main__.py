@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import client_ways, oneshot
+from server import client_ways, keys_command, oneshot
 from server.settings import Settings
 
 
@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=_serve)
 
     client_ways.add_commands(commands.add_parser("client", help="what a client needs to come here"), _settings)
+
+    keys_command.add_commands(commands.add_parser("keys", help="who may call"), _settings)
 
     generate = commands.add_parser("generate", help="make one clip without a server")
     oneshot.add_flags(generate)

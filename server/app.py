@@ -1,12 +1,14 @@
 """The HTTP application: the edge that every request passes, and the routes behind it."""
 
 import uuid
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.access import Access, UnauthorizedError
 from server.agent import Agent
 from server.answers import caller, fail, reply
 from server.blobs import Blobs
@@ -15,7 +17,7 @@ from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
-from server.routes import files, health, queue, run, site
+from server.routes import files, health, queue, run, site, tokens
 from server.routes import uploads as uploading
 from server.schema import APP
 from server.settings import Settings
@@ -37,15 +39,18 @@ def create_app(
     orphans: Orphans,
     uploads: Uploads,
     tickets: Tickets,
+    access: Access,
+    jwks: dict[str, Any],
 ) -> ASGIApp:
-    """The application."""
+    """The application. `jwks` is what those who check webhooks read."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(run.router(settings, jobs, orphans))
     app.include_router(queue.router(settings, jobs, agent))
     app.include_router(files.router(store, blobs))
-    app.include_router(uploading.router(settings, uploads, tickets, open_to_all=lambda: True))
+    app.include_router(uploading.router(settings, uploads, tickets, may_upload=access.may_upload))
     app.include_router(health.router(store, agent))
     app.include_router(site.router())
+    app.include_router(tokens.router(access, jwks))
 
     @app.exception_handler(FalError)
     async def answer_failure(_request: Request, error: FalError) -> Response:
@@ -73,27 +78,30 @@ def create_app(
     async def answer_fault(_request: Request, _error: Exception) -> Response:
         return fail(model_failure("internal_server_error", "Internal server error"))
 
-    return Edge(app, settings)
+    return Edge(app, settings, access)
 
 
 class Edge:
     """Refuses strangers, finds the role of each request, and puts on every answer what all have in common."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, access: Access) -> None:
         self._app = app
         self._settings = settings
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes one request on."""
         if scope["type"] != "http":
             await self._app({**scope, "caller": None}, receive, send)
             return
+        await self._access.keys.refresh()
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        public = scope["path"].startswith("/files/") and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        file = scope["path"].startswith("/files/") and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        any_page = file or not self._access.keyless
         common = {"x-fal-request-id": str(uuid.uuid4()), "x-content-type-options": "nosniff"}
-        why = refusal(headers, self._settings, public=public)
-        if public:
+        why = refusal(headers, self._settings, any_page=any_page)
+        if any_page:
             common |= cors(None)
         elif origin is not None and why is None:
             common |= cors(origin)
@@ -119,9 +127,15 @@ class Edge:
         except NotFalError:
             await reply("Invalid request", status=412)(scope, receive, send_with_common)
             return
-        inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "caller": target.caller, "key": None}
-        if target.query is not None:
-            inner["query_string"] = target.query.encode()
+        query = scope["query_string"] if target.query is None else target.query.encode()
+        try:
+            key = self._access.key(target, headers, query.decode("latin-1"))
+        except UnauthorizedError as error:
+            answer = reply({"detail": str(error)}, status=401, headers={"www-authenticate": "Key"})
+            await answer(scope, receive, send_with_common)
+            return
+        inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "query_string": query}
+        inner |= {"caller": target.caller, "key": key}
         await self._app(inner, receive, send_with_common)
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 Any web page can make its visitor's browser send requests to a loopback address. The browser then names the page's
 origin, or says that the request crosses sites; and a name that a stranger points at 127.0.0.1 stands in Host.
+Where a key is needed, any page may call that has one; no cookie is ever read, so a browser adds nothing to a request.
 """
 
 from collections.abc import Mapping
@@ -22,19 +23,21 @@ EXPOSE_HEADERS = (
 )
 
 
-def refusal(headers: Mapping[str, str], settings: Settings, *, public: bool) -> str | None:
-    """Why the request is refused, or None. `public` is for what anyone may read who knows its address."""
+def refusal(headers: Mapping[str, str], settings: Settings, *, any_page: bool) -> str | None:
+    """Why the request is refused, or None. `any_page`: whether it does not matter what page it comes from."""
     host = headers.get("host", "")
     if not _is_ours(hostname(host), settings):
         return f"this server is not called {host!r}: add the name to LTX_TRUSTED_HOSTS if it is"
-    if public:
+    if any_page:
         return None
     origin = headers.get("origin")
     if origin is not None:
         if may_read(origin, host, settings):
             return None
         return f"pages from {origin!r} may not call this server: add the origin to LTX_CORS_ORIGINS if they may"
-    if headers.get("sec-fetch-site") == "cross-site":
+    site = headers.get("sec-fetch-site")
+    # why: another port of this machine is the same site, and so is a neighbour's page under the same domain
+    if site == "cross-site" or (site == "same-site" and not _is_loopback(hostname(host))):
         return "pages of other sites may not call this server: add their origin to LTX_CORS_ORIGINS if they may"
     return None
 

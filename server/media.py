@@ -1,21 +1,15 @@
-"""Gets the start image: from a data URI, from one of our own files, or over HTTP but never from a private network.
-
-A name is resolved once; every address it has must be permitted; the connection goes to that address. So neither a
-redirect nor a name whose answer changes between check and use reaches what a stranger may not.
-"""
+"""Gets the start image: from a data URI, from one of our own files, or over HTTP but never from a private network."""
 
 import asyncio
 import base64
 import binascii
-import ipaddress
-import socket
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from collections.abc import Awaitable, Callable
 from urllib.parse import unquote_to_bytes
 
 import httpcore2
 import httpx2
 
+from server.egress import ForbiddenAddressError, GuardedBackend, GuardedTransport, Resolve, system_resolve
 from server.errors import FieldError
 from server.settings import Settings
 
@@ -23,97 +17,8 @@ MAX_REDIRECTS = 5
 MAX_URL = 8_192
 CONNECT_TIMEOUT = 5.0
 
-Address = IPv4Address | IPv6Address
-Network = IPv4Network | IPv6Network
 OwnFile = Callable[[str], Awaitable[bytes | None]]
 """The bytes of one of our own files by its id, if there is one."""
-
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-
-# special ranges that `is_global` lets pass in some Python versions, and those that carry an IPv4 address within
-FORBIDDEN: tuple[Network, ...] = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/8",
-        "100.64.0.0/10",
-        "192.0.0.0/24",
-        "198.18.0.0/15",
-        "240.0.0.0/4",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2001::/32",
-        "2002::/16",
-        "fec0::/10",
-    )
-)
-
-
-class ForbiddenAddressError(Exception):
-    """A name leads where the caller may not go."""
-
-
-def permitted(text: str, allowed: Sequence[Network] = ()) -> bool:
-    """Whether a stranger's URL may lead to the address `text`: it is public, or in one of the `allowed` networks."""
-    address: Address = ipaddress.ip_address(text.partition("%")[0])
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    if any(address in network for network in allowed if network.version == address.version):
-        return True
-    if not address.is_global or address.is_multicast:
-        return False
-    return not any(address in network for network in FORBIDDEN if network.version == address.version)
-
-
-async def system_resolve(host: str, port: int) -> list[str]:
-    """The addresses of `host`, as the system knows them."""
-    answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(answer[4][0]) for answer in answers]
-
-
-class GuardedBackend(httpcore2.AsyncNetworkBackend):
-    """Connects only where `permitted`, to the very address that was checked."""
-
-    def __init__(
-        self, allowed: Sequence[Network], *, resolve: Resolve, connector: httpcore2.AsyncNetworkBackend
-    ) -> None:
-        self._allowed = allowed
-        self._resolve = resolve
-        self._connector = connector
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 -- the signature is the library's
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
-        """A connection to the first address of `host`.
-
-        Raises: ForbiddenAddressError.
-        """
-        try:
-            addresses = await asyncio.wait_for(self._resolve(host, port), timeout)
-        except (OSError, UnicodeError, TimeoutError) as error:
-            raise httpcore2.ConnectError(f"{host} has no address") from error
-        if not addresses or not all(permitted(address, self._allowed) for address in addresses):
-            raise ForbiddenAddressError(host)
-        return await self._connector.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
-
-    async def sleep(self, seconds: float) -> None:
-        """Waits."""
-        await asyncio.sleep(seconds)
-
-
-class GuardedTransport(httpx2.AsyncHTTPTransport):
-    """The usual transport, on a guarded pool. It knows no proxy and no environment."""
-
-    def __init__(self, backend: httpcore2.AsyncNetworkBackend) -> None:
-        super().__init__(trust_env=False)
-        context = httpx2.create_ssl_context(trust_env=False)
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=context, network_backend=backend, max_keepalive_connections=0
-        )
 
 
 class Media:

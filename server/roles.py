@@ -77,6 +77,8 @@ def resolve(*, scheme: str, host: str, path: str, target_url: str | None) -> Tar
         return _target(named, path, base=origin, origin=origin)
     if first in PREFIXES:
         return _target(PREFIXES[first], f"/{rest}", base=f"{origin}/{first}", origin=origin)
+    if first == ".well-known":
+        return _target("rest", path, base=origin, origin=origin)
     if path == "/":
         return Target(Caller("site", origin, origin, path), path)
     return _target("run", path, base=origin, origin=origin)

@@ -16,18 +16,22 @@ from starlette.types import ASGIApp
 
 from pipeline.errors import RecipeError
 from pipeline.recipe import load as load_recipe
+from server.access import Access
 from server.agent import Agent
 from server.app import create_app
 from server.bell import Bell
 from server.blobs import LocalBlobs
 from server.child import Command
-from server.database import open_database
+from server.control import listening
+from server.database import Database, open_database
 from server.deadlines import keep_deadlines
 from server.jobs import Jobs
+from server.keys import Keys
 from server.media import Media
 from server.orphans import Orphans
 from server.settings import Settings
 from server.shared import shared_secret
+from server.signing import Signer, make_signing_key
 from server.store import Store
 from server.sweeper import keep_clean, watch
 from server.tickets import Tickets
@@ -61,7 +65,6 @@ async def serve(
 
     Raises: StartError, StoreError.
     """
-    _refuse_strangers(settings)
     if settings.proxy_port and not settings.tls_port:
         raise StartError("proxy_port is set and tls_port is 0: the proxy leads to the HTTPS port, so turn that on")
     try:
@@ -78,6 +81,10 @@ async def serve(
         )
         store = Store(database)
         try:
+            keys = Keys(database)
+            await keys.load()
+            access = await _access(settings, database, keys)
+            signer = Signer(await shared_secret(database, "webhook-signing-key", make_signing_key))
             if not database.shared and (back := await store.recover(max_attempts=settings.max_attempts)):
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = LocalBlobs(settings.data / "blobs")
@@ -86,7 +93,7 @@ async def serve(
             agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
             orphans = Orphans(store)
             uploads = Uploads(settings, store, blobs)
-            tickets = Tickets(await shared_secret(store, "upload-secret", lambda: secrets.token_bytes(32)))
+            tickets = Tickets(await shared_secret(database, "upload-secret", lambda: secrets.token_bytes(32)))
             app = create_app(
                 settings,
                 store=store,
@@ -96,6 +103,8 @@ async def serve(
                 orphans=orphans,
                 uploads=uploads,
                 tickets=tickets,
+                access=access,
+                jwks=signer.jwks(),
             )
             servers = [(_server(app), http)]
             if tls is not None:
@@ -118,10 +127,12 @@ async def serve(
             if proxy is not None and tls is not None:
                 tunnel = await start_tunnel(proxy, tls=tls.getsockname()[:2])
                 log.info("HTTPS_PROXY=http://%s:%d leads fal's names here", settings.host, ports.proxy)
-            log.info("there are no keys: only programs on this machine may call")
-            on_start(ports)
+            if access.keyless:
+                log.info("there are no keys: only programs on this machine may call")
             stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait({stopping, working, *serving}, return_when=asyncio.FIRST_COMPLETED)
+            async with listening(settings.data, keys):
+                on_start(ports)
+                await asyncio.wait({stopping, working, *serving}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
             stopping.cancel()
             for task in keeping:
@@ -173,13 +184,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _refuse_strangers(settings: Settings) -> None:
-    try:
-        loopback = ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
+async def _access(settings: Settings, database: Database, keys: Keys) -> Access:
+    """What decides who calls.
+
+    Raises: StartError if the server could be reached from elsewhere and there was never a key.
+    """
+    loopback = _is_loopback(settings.host)
+    if not loopback and not keys.any:
         raise StartError(
             f"host is {settings.host!r}; without keys only a loopback address such as 127.0.0.1 is allowed, "
-            "for anyone who reaches the port may use the device"
+            "for anyone who reaches the port may use the device: make a key with `ltxd keys create`"
         )
+    secret = await shared_secret(database, "token-secret", lambda: secrets.token_bytes(32))
+    return Access(keys, secret, loopback=loopback)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

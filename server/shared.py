@@ -6,27 +6,27 @@ from typing import Literal
 from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from server.store import Store
+from server.database import Database
 from server.tables import SECRETS
 
 Name = Literal["authority", "webhook-signing-key", "token-secret", "upload-secret"]
 
 
-async def shared_secret(store: Store, name: Name, make: Callable[[], bytes]) -> bytes:
+async def shared_secret(database: Database, name: Name, make: Callable[[], bytes]) -> bytes:
     """The secret of this name; `make` makes it if there is none."""
 
     def find(connection: Connection) -> bytes | None:
         return connection.scalar(select(SECRETS.c.value).where(SECRETS.c.name == name))
 
-    found = await store.read(find)
+    found = await database.read(find)
     if found is not None:
         return found
     try:
         made = make()
-        await store.write(lambda connection: connection.execute(insert(SECRETS), {"name": name, "value": made}))
+        await database.write(lambda connection: connection.execute(insert(SECRETS), {"name": name, "value": made}))
     except IntegrityError:
         # why: another node was faster
-        found = await store.read(find)
+        found = await database.read(find)
         if found is None:
             raise
         return found

@@ -36,8 +36,10 @@ class Parts(BaseModel):
     parts: list[Part]
 
 
-def router(settings: Settings, uploads: Uploads, tickets: Tickets, *, open_to_all: Callable[[], bool]) -> APIRouter:
-    """The routes. `open_to_all`: whether nobody needs a key now."""
+def router(
+    settings: Settings, uploads: Uploads, tickets: Tickets, *, may_upload: Callable[[str | None], bool]
+) -> APIRouter:
+    """The routes. `may_upload`: whether the key of this id may upload now, or nobody in particular."""
     routes = APIRouter()
 
     @routes.post("/rest/storage/auth/token")
@@ -116,9 +118,9 @@ def router(settings: Settings, uploads: Uploads, tickets: Tickets, *, open_to_al
     def _holder(request: Request) -> Holder:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         holder = tickets.holder(text.strip()) if scheme.lower() == "bearer" else None
-        if holder is not None:
+        if holder is not None and may_upload(holder.key_id):
             return holder
-        if open_to_all():
+        if may_upload(None):
             return Holder(None)
         message = "An upload needs a token of /storage/auth/token in the header Authorization, after Bearer"
         raise FalError(plain("unauthorized", message))
@@ -131,7 +133,7 @@ def router(settings: Settings, uploads: Uploads, tickets: Tickets, *, open_to_al
 
     def _slot(ticket: str, file_id: str, name: str) -> Slot:
         slot = tickets.slot(ticket)
-        if slot is None or (slot.file_id, slot.name) != (file_id, name):
+        if slot is None or (slot.file_id, slot.name) != (file_id, name) or not may_upload(slot.key_id):
             raise FalError(plain("forbidden", "This is no address to upload to, or its time is over"))
         return slot
 

@@ -1,0 +1,74 @@
+"""Who calls. While there are no keys, anyone on this machine does; once there was one, a request carries a key.
+
+`Authorization` holds the key, or a short-lived token in its place, after `Key` or `Bearer`. Browsers cannot set
+headers everywhere: `?fal_jwt_token=` holds a token too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qs
+
+from server import tokens
+from server.keys import Key, Keys
+from server.roles import Target
+from server.schema import APP, ENDPOINT
+
+TOKENS_PATH = "/rest/tokens"
+JWKS_PATH = "/rest/.well-known/jwks.json"
+
+CLOSED_ROLES = ("run", "queue", "rest")
+"""Roles that need a key. The pages of the site and stored files are for all; uploads bring a token of their own."""
+
+APP_NAMES = frozenset({APP, APP.partition("/")[2], ENDPOINT})
+"""How a token may name this application; clients leave out the owner."""
+
+
+class UnauthorizedError(Exception):
+    """The request does not show who calls. `str(error)` is told to the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What decides who calls. `loopback`: whether the server can only be reached from this machine."""
+
+    keys: Keys
+    token_secret: bytes
+    loopback: bool
+
+    @property
+    def keyless(self) -> bool:
+        """Whether nobody needs a key."""
+        return self.loopback and not self.keys.any
+
+    def may_upload(self, key_id: str | None) -> bool:
+        """Whether this key is valid, or with None: whether nobody needs one. Uploads show tickets that name it."""
+        return self.keyless if key_id is None else self.keys.get(key_id) is not None
+
+    def key(self, target: Target, headers: Mapping[str, str], query: str) -> Key | None:
+        """The key of who calls; None if none is needed.
+
+        Raises: UnauthorizedError.
+        """
+        if self.keyless or target.caller.role not in CLOSED_ROLES or target.path == JWKS_PATH:
+            return None
+        scheme, _, given = headers.get("authorization", "").strip().partition(" ")
+        credentials = given.strip() if scheme.lower() in ("key", "bearer") else ""
+        # why: addresses end up in logs, so no key may stand in one
+        token = credentials or parse_qs(query).get("fal_jwt_token", [""])[0]
+        if not token:
+            raise UnauthorizedError(
+                f'Cannot access application "{APP}". Authentication is required to access this application.'
+            )
+        key = self.keys.match(credentials) or self._of_token(target, token)
+        if key is None:
+            raise UnauthorizedError("invalid key credentials")
+        return key
+
+    def _of_token(self, target: Target, text: str) -> Key | None:
+        token = tokens.read(self.token_secret, text)
+        # why: a token that could get another one would never end
+        if token is None or token.key_id is None or target.path == TOKENS_PATH:
+            return None
+        if APP_NAMES.isdisjoint(token.apps):
+            return None
+        return self.keys.get(token.key_id)
