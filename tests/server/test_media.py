@@ -6,8 +6,9 @@ from ipaddress import ip_network
 import httpcore2
 import pytest
 
+from server.egress import permitted
 from server.errors import FieldError
-from server.media import Media, decode_data_uri, permitted
+from server.media import Media, decode_data_uri
 from server.settings import Settings
 
 FORBIDDEN = [
