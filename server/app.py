@@ -47,7 +47,7 @@ def create_app(
     app.include_router(run.router(settings, jobs, orphans))
     app.include_router(queue.router(settings, jobs, agent))
     app.include_router(files.router(store, blobs))
-    app.include_router(uploading.router(settings, uploads, tickets, may_upload=access.may_upload))
+    app.include_router(uploading.router(settings, uploads, tickets, access))
     app.include_router(health.router(store, agent))
     app.include_router(site.router())
     app.include_router(tokens.router(access, jwks))

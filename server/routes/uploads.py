@@ -1,11 +1,11 @@
 """The rest host's upload routes, which say where to upload, and the cdn host's, which take the bytes."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
+from server.access import Access
 from server.answers import caller, key_id_of, read_body, reply
 from server.errors import FalError, invalid, plain
 from server.settings import Settings
@@ -36,10 +36,8 @@ class Parts(BaseModel):
     parts: list[Part]
 
 
-def router(
-    settings: Settings, uploads: Uploads, tickets: Tickets, *, may_upload: Callable[[str | None], bool]
-) -> APIRouter:
-    """The routes. `may_upload`: whether the key of this id may upload now, or nobody in particular."""
+def router(settings: Settings, uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
+    """The routes."""
     routes = APIRouter()
 
     @routes.post("/rest/storage/auth/token")
@@ -118,9 +116,9 @@ def router(
     def _holder(request: Request) -> Holder:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
         holder = tickets.holder(text.strip()) if scheme.lower() == "bearer" else None
-        if holder is not None and may_upload(holder.key_id):
+        if holder is not None and access.may_upload(holder.key_id):
             return holder
-        if may_upload(None):
+        if access.may_upload(None):
             return Holder(None)
         message = "An upload needs a token of /storage/auth/token in the header Authorization, after Bearer"
         raise FalError(plain("unauthorized", message))
@@ -133,7 +131,7 @@ def router(
 
     def _slot(ticket: str, file_id: str, name: str) -> Slot:
         slot = tickets.slot(ticket)
-        if slot is None or (slot.file_id, slot.name) != (file_id, name) or not may_upload(slot.key_id):
+        if slot is None or (slot.file_id, slot.name) != (file_id, name) or not access.may_upload(slot.key_id):
             raise FalError(plain("forbidden", "This is no address to upload to, or its time is over"))
         return slot
 

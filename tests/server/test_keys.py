@@ -340,3 +340,19 @@ def test_an_unmodified_python_client_calls_with_its_key(two, image, monkeypatch)
     finally:
         for one in (client, stranger, nobody):
             one._client.close()
+
+
+def test_uploads_need_a_key_and_a_revoked_one_uploads_no_more(two):
+    it, mine, other = two
+    initiate = "/rest/storage/upload/initiate?storage_type=fal-cdn-v3"
+    assert it.http.post(initiate, json={}).status_code == 401
+    assert it.http.post("/rest/storage/auth/token", json={}).status_code == 401
+    assert it.http.post("/cdn/files/upload", content=b"x").status_code == 401
+    slot = it.http.post(initiate, json={"file_name": "a.txt"}, headers=as_key(mine)).json()
+    bearer = as_key(it.http.post("/rest/storage/auth/token", json={}, headers=as_key(mine)).json()["token"], "Bearer")
+    assert it.http.post("/cdn/files/upload", content=b"x", headers=bearer).status_code == 200
+    assert it.http.put(slot["upload_url"], content=b"x").status_code == 200
+    assert main(["keys", "revoke", mine, f"--data={it.settings.data}"]) == 0
+    assert it.http.post("/cdn/files/upload", content=b"x", headers=bearer).status_code == 401
+    assert it.http.put(slot["upload_url"], content=b"x").status_code == 403
+    assert it.http.post(initiate, json={}, headers=as_key(other)).status_code == 200
