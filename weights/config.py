@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from itertools import accumulate
 from operator import mul
+from types import MappingProxyType
 from typing import Any, Final
 
 from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
@@ -15,6 +16,17 @@ Config = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of a file, under its published name."""
 
+CLASSES: Final[Mapping[Kind, type]] = MappingProxyType(
+    {
+        "transformer": LTX2VideoTransformer3DModel,
+        "connectors": LTX2TextConnectors,
+        "vae": AutoencoderKLLTX2Video,
+        "audio_vae": AutoencoderKLLTX2Audio,
+        "vocoder": LTX2VocoderWithBWE,
+        "upsampler": LTX2LatentUpsamplerModel,
+    }
+)
+"""The module of each component."""
 _RESAMPLES: Final = {"space": "spatial", "time": "temporal", "all": "spatiotemporal"}
 _GEMMA_HIDDEN: Final = 3840
 
@@ -26,20 +38,29 @@ def build(kind: Kind, config: Config, shapes: Shapes) -> nn.Module:
 
     Raises: KeyError for a missing entry, ValueError for an entry with a value that no module of ours has.
     """
-    module: nn.Module
+    return construct(kind, arguments(kind, config, shapes))
+
+
+def arguments(kind: Kind, config: Config, shapes: Shapes) -> dict[str, Any]:
+    """What the module that `config` describes is built with. Raises: as `build`."""
     match kind:
         case "transformer":
-            module = LTX2VideoTransformer3DModel(**transformer_arguments(config["transformer"]))
+            return transformer_arguments(config["transformer"])
         case "connectors":
-            module = LTX2TextConnectors(**connectors_arguments(config["transformer"], shapes))
+            return connectors_arguments(config["transformer"], shapes)
         case "vae":
-            module = AutoencoderKLLTX2Video(**vae_arguments(config["vae"]))
+            return vae_arguments(config["vae"])
         case "audio_vae":
-            module = AutoencoderKLLTX2Audio(**audio_vae_arguments(config["audio_vae"]))
+            return audio_vae_arguments(config["audio_vae"])
         case "vocoder":
-            module = LTX2VocoderWithBWE(**vocoder_arguments(config["vocoder"]))
+            return vocoder_arguments(config["vocoder"])
         case "upsampler":
-            module = LTX2LatentUpsamplerModel(**upsampler_arguments(config))
+            return upsampler_arguments(config)
+
+
+def construct(kind: Kind, arguments: Mapping[str, Any]) -> nn.Module:
+    """The module of `kind`, on torch's current default device. Raises: TypeError, ValueError."""
+    module: nn.Module = CLASSES[kind](**arguments)
     return module
 
 

@@ -1,71 +1,128 @@
 """Fusing a LoRA into the transformer."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from weights import names
 from weights.errors import WeightsFileError
+from weights.fp8 import Fp8Linear, dequantise, fresh_scale, quantise
+from weights.header import Header, Stored
+from weights.stream import stream
 
 _PREFIXES: Final = ("model.diffusion_model.", "diffusion_model.")
 _DOWN: Final = ".lora_A.weight"
 _UP: Final = ".lora_B.weight"
+_ALPHA: Final = ".alpha"
+_ENDS: Final = (_DOWN, _UP, _ALPHA)
+_EXPECTED: Final = "a LoRA for the transformer of LTX-2.3"
+_NAMED_AT_MOST: Final = 5
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The header of a LoRA, found to fit a transformer."""
+
+    path: Path
+    header: Header
+    targets: Mapping[str, str]
+    """Published name of each weight it changes, and the module as the file names it."""
+
+    @classmethod
+    def open(cls, path: Path, *, shapes: Mapping[str, tuple[int, ...]]) -> Self:
+        """Reads the header of `path`, for a transformer whose weights have `shapes` under their published names.
+
+        Raises: WeightsFileError if the file holds anything but pairs of matrices, and their alphas, for such weights.
+        """
+        header = Header.read(path)
+        targets = {_published(module): module for module in _modules(header)}
+        strangers = [module for weight, module in targets.items() if len(shapes.get(weight, ())) != 2]
+        if strangers:
+            raise WeightsFileError(
+                path,
+                found=f"{len(targets)} targets, {len(strangers)} of which name no matrix of this transformer: "
+                f"{', '.join(strangers[:_NAMED_AT_MOST])}",
+                expected=_EXPECTED,
+            )
+        for weight, module in targets.items():
+            _check(header, module, shapes[weight])
+        return cls(path, header, targets)
 
 
 @torch.no_grad()
 def fuse_lora(transformer: nn.Module, path: Path, *, strength: float) -> int:
     """Adds `strength` times the LoRA of `path` to the weights, in place; gives how many weights it changed.
 
-    The product and the sum are rounded to bfloat16 whatever the dtype of the weights, as the model's authors do.
+    A pair with an alpha counts alpha / rank. The product and the sum are rounded to bfloat16 whatever the dtype of the
+    weights, as the model's authors do. A weight in fp8 is dequantised, changed, and quantised with a fresh scale.
 
     Source: LTX-2 1.2.0, LoRA fusion.
-    Raises: WeightsFileError if the file holds anything but pairs of matrices for this transformer.
+    Raises: WeightsFileError, before anything is changed, if the file does not fit.
     """
-    weights = dict(transformer.named_parameters())
-    if not path.is_file():
-        raise WeightsFileError(f"{path}: there is no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            pairs = _pairs(path, found)
-            for module, name in pairs.items():
-                shapes = [tuple(file.get_slice(module + end).get_shape()) for end in (_DOWN, _UP)]
-                _check(path, module, shapes, weights.get(name))
-            for module, name in pairs.items():
-                weight = weights[name]
-                down, up = (file.get_tensor(module + end).to(weight.device, torch.bfloat16) for end in (_DOWN, _UP))
-                weight.copy_(((up * strength) @ down + weight).to(torch.bfloat16))
-    except SafetensorError as error:
-        raise WeightsFileError(f"{path}: not a safetensors file, or cut short ({error})") from error
-    return len(pairs)
+    weights = {
+        names.to_published(name, "transformer"): (transformer.get_submodule(name.rpartition(".")[0]), value)
+        for name, value in transformer.named_parameters()
+        if name.endswith(".weight")
+    }
+    lora = Lora.open(path, shapes={name: tuple(value.shape) for name, (_, value) in weights.items()})
+    for weight, module in lora.targets.items():
+        owner, value = weights[weight]
+        pair = {end: lora.header.tensors[module + end] for end in _ENDS if module + end in lora.header.tensors}
+        delta = _delta(pair, strength=strength, device=value.device)
+        if isinstance(owner, Fp8Linear):
+            fused = (delta + dequantise(value, owner.weight_scale, dtype=torch.float32)).to(torch.bfloat16)
+            owner.weight_scale.copy_(fresh_scale(fused))
+            value.copy_(quantise(fused, owner.weight_scale))
+        else:
+            value.copy_((delta + value).to(torch.bfloat16))
+    return len(lora.targets)
 
 
-def _check(path: Path, module: str, shapes: list[tuple[int, ...]], weight: torch.Tensor | None) -> None:
-    down, up = shapes
-    if weight is None or weight.dim() != 2:
-        raise WeightsFileError(f"{path}: {module} names no matrix of this transformer")
-    if (*up, *down) != (weight.shape[0], *down[:1], *down[:1], weight.shape[1]):
+def _delta(pair: Mapping[str, Stored], *, strength: float, device: torch.device) -> Tensor:
+    """What a pair of matrices adds, in bfloat16."""
+    read = {end: value for end, _, value in stream(pair, device="cpu")}
+    if _ALPHA in read:
+        strength = strength * read[_ALPHA].item() / len(read[_DOWN])
+    down, up = (read[end].to(device, torch.bfloat16) for end in (_DOWN, _UP))
+    return (up * strength) @ down
+
+
+def _check(header: Header, module: str, shape: tuple[int, ...]) -> None:
+    down, up = (header.tensors[module + end].shape for end in (_DOWN, _UP))
+    if (*up, *down) != (shape[0], *down[:1], *down[:1], shape[1]):
         raise WeightsFileError(
-            f"{path}: {module} is {list(up)} by {list(down)}, expected a product of {list(weight.shape)}"
+            header.path,
+            found=f"{module}, {list(up)} by {list(down)}",
+            expected=f"a product of {list(shape)}, as in {_EXPECTED.removeprefix('a ')}",
+        )
+    alpha = header.tensors.get(module + _ALPHA)
+    if alpha is not None and prod(alpha.shape) != 1:
+        raise WeightsFileError(
+            header.path, found=f"{module}{_ALPHA} of shape {list(alpha.shape)}", expected="a single number"
         )
 
 
-def _pairs(path: Path, found: set[str]) -> dict[str, str]:
-    """Modules as the file names them, and the weight of the transformer that each changes."""
-    modules = sorted({name.removesuffix(_DOWN).removesuffix(_UP) for name in found})
-    stray = found - {module + end for module in modules for end in (_DOWN, _UP)}
+def _published(module: str) -> str:
+    """The weight that `module`, as a LoRA names it, changes."""
+    for prefix in _PREFIXES:
+        module = module.removeprefix(prefix)
+    return f"model.diffusion_model.{module}.weight"
+
+
+def _modules(header: Header) -> list[str]:
+    """Modules as the file names them. Raises: WeightsFileError if it holds anything but whole pairs."""
+    found = header.tensors.keys()
+    stray = sorted(name for name in found if not name.endswith(_ENDS))
+    modules = sorted({name.removesuffix(end) for name in found for end in _ENDS if name.endswith(end)})
     single = [module for module in modules if not {module + _DOWN, module + _UP} <= found]
     if stray or single or not modules:
+        named = ", ".join((stray or single)[:_NAMED_AT_MOST]) or "nothing"
         raise WeightsFileError(
-            f"{path}: expected only pairs of *{_DOWN} and *{_UP}, found {sorted(stray or single)[:5] or 'nothing'}"
+            header.path, found=named, expected=f"only pairs of *{_DOWN} and *{_UP}, some with *{_ALPHA}"
         )
-    out = {}
-    for module in modules:
-        bare = module
-        for prefix in _PREFIXES:
-            bare = bare.removeprefix(prefix)
-        out[module] = names.to_diffusers(f"model.diffusion_model.{bare}.weight", "transformer")
-    return out
+    return modules

@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from weights.checkpoint import Checkpoint, layout, load_component
 from weights.errors import WeightsFileError
 from weights.lora import fuse_lora
-from weights.text_encoder import load_text_encoder
 
 NAME = "ltx-2.3-tiny.safetensors"
 SCALE = "vae.encoder.conv_in.conv.bias"
@@ -57,12 +56,13 @@ def test_a_component_that_is_not_in_the_file_is_refused(audio, tmp_path):
     tensors, metadata = audio
     path = tmp_path / "part.safetensors"
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(WeightsFileError, match=r"holds no vocoder"):
+    with pytest.raises(WeightsFileError, match=r"found no vocoder"):
         load_component(Checkpoint.open(path), "vocoder", dtype=torch.float32, device="cpu")
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "there is no such file"), (b"\x00" * 9, "not a safetensors file")]
+    ("content", "says"),
+    [(None, "no such file"), (b"\x00" * 9, "header that cannot be read"), (b"{" * 9, "the header alone would take")],
 )
 def test_what_is_no_model_file_is_refused(tmp_path, content, says):
     path = tmp_path / "model.safetensors"
@@ -82,7 +82,7 @@ def test_a_truncated_file_is_refused(tiny, tmp_path):
 def test_a_file_without_configuration_is_refused(tmp_path):
     path = tmp_path / "plain.safetensors"
     save_file({"a": torch.zeros(1)}, path)
-    with pytest.raises(WeightsFileError, match=r"holds no `config`"):
+    with pytest.raises(WeightsFileError, match=r"metadata without `config`"):
         Checkpoint.open(path)
 
 
@@ -107,14 +107,14 @@ def test_a_configuration_with_an_entry_missing_is_refused(audio, tmp_path):
                 "diffusion_model.odd.lora_A.weight": torch.zeros(4, 32),
                 "diffusion_model.odd.lora_B.weight": torch.zeros(128, 4),
             },
-            "names no matrix",
+            "name no matrix",
         ),
         (
             {
                 "transformer_blocks.0.attn1.q_norm.lora_A.weight": torch.zeros(4, 32),
                 "transformer_blocks.0.attn1.q_norm.lora_B.weight": torch.zeros(32, 4),
             },
-            "names no matrix",
+            "name no matrix",
         ),
         (
             {
@@ -133,18 +133,3 @@ def test_a_lora_that_does_not_fit_is_refused(tiny, tmp_path, tensors, says):
     with pytest.raises(WeightsFileError, match=says):
         fuse_lora(transformer, path, strength=1.0)
     assert torch.equal(transformer.proj_out.weight, before)
-
-
-def test_a_folder_without_a_text_encoder_is_refused(tmp_path):
-    with pytest.raises(WeightsFileError, match=r"config.json, tokenizer.json, tokenizer_config.json missing"):
-        load_text_encoder(tmp_path, dtype=torch.float32, device="cpu")
-
-
-def test_a_text_encoder_whose_tensors_do_not_fit_is_refused(tiny, tmp_path):
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((tiny / "gemma" / name).read_bytes())
-    tensors = load_file(tiny / "gemma" / "model.safetensors")
-    del tensors["language_model.model.norm.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(WeightsFileError, match=r"norm\.weight"):
-        load_text_encoder(tmp_path, dtype=torch.float32, device="cpu")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from weights import names
@@ -17,6 +16,7 @@ from weights.checkpoint import Checkpoint, layout
 from weights.demo import audio, seeded, upsampler, video_vae
 from weights.demo.text_encoder import build_text_encoder
 from weights.errors import WeightsFileError
+from weights.header import Header
 
 CHECKPOINT: Final = "ltx-2.3-demo.safetensors"
 UPSAMPLER: Final = "ltx-2.3-demo-spatial-upscaler-x2.safetensors"
@@ -104,7 +104,9 @@ def build(folder: Path, *, trained: Path) -> None:
     Raises: WeightsFileError if `trained` does not fit, or if `folder` holds something else.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / CHECKPOINT).is_file():
-        raise WeightsFileError(f"{folder}: holds something else than demo weights; name an empty or a new folder")
+        raise WeightsFileError(
+            folder, found="something else than demo weights", expected="demo weights, an empty or a new folder"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as name:
         new, old = Path(name) / "new", Path(name) / "old"
@@ -152,15 +154,11 @@ def _publish(state: Mapping[str, torch.Tensor], kind: names.Kind) -> dict[str, t
 
 
 def _read_trained(path: Path) -> dict[str, torch.Tensor]:
-    if not path.is_file():
-        raise WeightsFileError(f"{path}: there is no such file; expected the trained part of the demo weights")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise WeightsFileError(f"{path}: not a safetensors file, or cut short ({error})") from error
-    strange = [name for name in tensors if names.kind_of(name) not in {"transformer", "connectors"}]
+    header = Header.read(path)
+    strange = [name for name in header.tensors if names.kind_of(name) not in {"transformer", "connectors"}]
     if strange:
-        raise WeightsFileError(f"{path}: found {strange[0]!r}, expected transformer and connectors only")
+        raise WeightsFileError(path, found=repr(strange[0]), expected="transformer and connectors only")
+    tensors = load_file(path)
     return {name: value.to(torch.bfloat16) for name, value in tensors.items()}
 
 
@@ -178,7 +176,9 @@ def _write_checkpoint(path: Path, trained: dict[str, torch.Tensor], source: Path
         for kind in ("transformer", "connectors"):
             layout(checkpoint, kind)
     except WeightsFileError as error:
-        raise WeightsFileError(f"{source}: does not fit the demo's configuration: {error}") from error
+        raise WeightsFileError(
+            source, found=f"what does not fit the demo's configuration ({error})", expected="what fits"
+        ) from error
 
 
 def _write_upsampler(path: Path) -> None:
