@@ -21,26 +21,43 @@ def decode(vae: Any, latents: Tensor, *, latent_frames: int = LATENT_FRAMES) -> 
     Shapes: [1, 128, F, H, W] -> chunks of [n, 32H, 32W, 3], 8F-7 frames in all.
     Units: 0 black to 1 white, in the VAE's dtype.
     """
+    for pixels in decode_pixels(vae, latents, latent_frames=latent_frames):
+        yield ((pixels[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+
+
+@torch.inference_mode()
+def decode_pixels(vae: Any, latents: Tensor, *, latent_frames: int = LATENT_FRAMES) -> Iterator[Tensor]:
+    """Frames of normalised latents as the decoder puts them out.
+
+    Shapes: [1, 128, F, H, W] -> chunks of [1, 3, n, 32H, 32W].
+    Units: -1 black to 1 white, and beyond, in the VAE's dtype.
+    """
     weight = vae.decoder.conv_in.conv.weight
     scaled = (latents * _channels(vae.latents_std, latents) + _channels(vae.latents_mean, latents)).to(weight)
     layers = _layers(vae.decoder)
     chunks = scaled.split(latent_frames, dim=2)
     for index, chunk in enumerate(chunks):
-        out: Tensor | None = chunk
-        for layer in layers:
-            out = layer(out, last=index == len(chunks) - 1)
-        if out is not None:
-            pixels = _unpatchify(out, vae.decoder.patch_size)
-            yield ((pixels[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+        for out in _through(layers, chunk, last=index == len(chunks) - 1, latent_frames=latent_frames):
+            yield _unpatchify(out, vae.decoder.patch_size)
 
 
+def to_bytes(frames: Tensor) -> Tensor:
+    """Frames as a file has them, still on their device: a quarter of the bytes of float32 to bring over.
+
+    Units: 0..1 to 0..255, uint8.
+    """
+    return (frames.float() * 255).round().to(torch.uint8)
+
+
+@torch.inference_mode()
 def encode(vae: Any, pixels: Tensor) -> Tensor:
-    """Normalised latents of a clip: the mean of the posterior.
+    """Normalised latents of a clip: the mean of the posterior. Never in tiles, which would change the first frame.
 
     Shapes: [1, 3, 8k+1, H, W] in [-1, 1] -> [1, 128, k+1, H/32, W/32] float32.
     """
-    weight = vae.encoder.conv_in.conv.weight
-    latents: Tensor = vae.encode(pixels.to(weight), return_dict=False)[0].mode().float()
+    # why: `vae.encode` would cut a large picture into tiles once tiling is switched on, and the encoder does not
+    moments: Tensor = vae.encoder(pixels.to(vae.encoder.conv_in.conv.weight))
+    latents = moments[:, : vae.config.latent_channels].float()
     return (latents - _channels(vae.latents_mean, latents)) / _channels(vae.latents_std, latents)
 
 
@@ -56,12 +73,17 @@ def denormalized_audio(audio_vae: Any, latents: Tensor) -> Tensor:
 def decode_audio(audio_vae: Any, vocoder: Any, latents: Tensor) -> Tensor:
     """The sound of normalised audio latents.
 
-    The vocoder runs in float32: in bfloat16 its spectra are 40 to 90 % worse (LTX-2 @400fd31, vocoder.py).
+    The vocoder runs in float32: in bfloat16 its spectra are 40 to 90 % worse (LTX-2 @400fd31, vocoder.py). By default
+    cuDNN would round the inputs of float32 convolutions to 10 bits, fewer than float16 has.
     Shapes: [1, 8, A, 16] -> [2, (4A-3) * 480] at 48 kHz.
     """
     weight = next(audio_vae.decoder.parameters())
     mel = audio_vae.decode(denormalized_audio(audio_vae, latents).to(weight), return_dict=False)[0]
-    waveform: Tensor = vocoder(mel.float())
+    with (
+        torch.autocast(mel.device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
+    ):
+        waveform: Tensor = vocoder(mel.float())
     return waveform[0]
 
 
@@ -70,23 +92,53 @@ def _channels(statistics: Tensor, latents: Tensor) -> Tensor:
 
 
 class _Layer(Protocol):
-    """Takes the next frames, or none; gives the frames that are final, or None; `last` says no more will come."""
+    """Takes the next frames, or none; gives the frames that are final, or None; `last` says no more will come.
+
+    `rate` is how many of the frames it gives are one latent frame.
+    """
+
+    rate: int
 
     def __call__(self, x: Tensor | None, *, last: bool) -> Tensor | None: ...
 
 
+def _through(layers: list[_Layer], chunk: Tensor, *, last: bool, latent_frames: int) -> Iterator[Tensor]:
+    """What comes out behind the last layer once `chunk` has gone through all.
+
+    The last chunk pushes out of every layer what it held back, 13 latent frames in all. So that they do not pile up
+    to one large tensor, no layer is given more frames than a chunk has at its place, and what it made has gone all
+    the way before it is given more.
+    """
+    todo: list[tuple[int, Tensor | None, bool]] = [(0, chunk, last)]
+    while todo:
+        at, x, last = todo.pop()
+        x = layers[at](x, last=last)
+        if at + 1 == len(layers):
+            if x is not None:
+                yield x
+        elif x is not None:
+            parts = x.split(layers[at].rate * latent_frames, 2)
+            todo += [(at + 1, part, last and part is parts[-1]) for part in reversed(parts)]
+        elif last:
+            todo.append((at + 1, None, last))
+
+
 def _layers(decoder: Any) -> list[_Layer]:
-    layers: list[_Layer] = [_Conv(decoder.conv_in), *map(_Resnet, decoder.mid_block.resnets)]
+    layers: list[_Layer] = [_Conv(decoder.conv_in), *(_Resnet(block) for block in decoder.mid_block.resnets)]
+    rate = 1
     for block in decoder.up_blocks:
-        layers += [*map(_Upsample, block.upsamplers), *map(_Resnet, block.resnets)]
-    return [*layers, _Conv(decoder.conv_out, before=nn.Sequential(decoder.norm_out, decoder.conv_act))]
+        for upsampler in block.upsamplers:
+            rate *= upsampler.stride[0]
+            layers.append(_Upsample(upsampler, rate=rate))
+        layers += [_Resnet(resnet, rate=rate) for resnet in block.resnets]
+    return [*layers, _Conv(decoder.conv_out, before=nn.Sequential(decoder.norm_out, decoder.conv_act), rate=rate)]
 
 
 class _Conv:
     """A convolution of three frames, the first and last frame of the clip standing in for what lies outside it."""
 
-    def __init__(self, conv: Any, *, before: nn.Module | None = None) -> None:
-        self._conv, self._before = conv.conv, before
+    def __init__(self, conv: Any, *, before: nn.Module | None = None, rate: int = 1) -> None:
+        self._conv, self._before, self.rate = conv.conv, before, rate
         self._seen: Tensor | None = None
 
     def __call__(self, x: Tensor | None, *, last: bool) -> Tensor | None:
@@ -101,7 +153,8 @@ class _Conv:
         if last:
             parts.append(parts[-1][:, :, -1:])
         window = torch.cat(parts, 2)
-        self._seen = window[:, :, -2:]
+        # a view would keep the whole window
+        self._seen = window[:, :, -2:].clone()
         if window.shape[2] <= 2:
             return None
         out: Tensor = self._conv(window)
@@ -111,8 +164,8 @@ class _Conv:
 class _Resnet:
     """A residual block; its input waits for what the two convolutions hold back."""
 
-    def __init__(self, block: Any) -> None:
-        act = block.nonlinearity
+    def __init__(self, block: Any, *, rate: int = 1) -> None:
+        act, self.rate = block.nonlinearity, rate
         self._first = _Conv(block.conv1, before=nn.Sequential(block.norm1, act))
         self._second = _Conv(block.conv2, before=nn.Sequential(block.norm2, act))
         self._waiting: Tensor | None = None
@@ -123,15 +176,16 @@ class _Resnet:
         out = self._second(self._first(x, last=last), last=last)
         if out is None or self._waiting is None:
             return None
-        ready, self._waiting = self._waiting.tensor_split([out.shape[2]], 2)
+        ready, rest = self._waiting.tensor_split([out.shape[2]], 2)
+        self._waiting = rest.clone()
         return out + ready
 
 
 class _Upsample:
     """A convolution whose channels become frames and pixels; of the clip's first frame, one frame remains."""
 
-    def __init__(self, upsampler: Any) -> None:
-        self._conv, self._stride = _Conv(upsampler.conv), upsampler.stride
+    def __init__(self, upsampler: Any, *, rate: int) -> None:
+        self._conv, self._stride, self.rate = _Conv(upsampler.conv), upsampler.stride, rate
         self._started = False
 
     def __call__(self, x: Tensor | None, *, last: bool) -> Tensor | None:

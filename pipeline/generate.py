@@ -200,7 +200,7 @@ def _write_frames(
     for chunk in decode.decode(pipeline.vae, latents):
         if record is not discard:
             kept.append(chunk.float())
-        pixels = (chunk.float() * 255).round().to(torch.uint8).cpu().numpy()
+        pixels = decode.to_bytes(chunk).cpu().numpy()
         if checker is not None:
             checker.check_picture(pixels[-1], field="prompt")
         mp4.frames(pixels)

@@ -91,7 +91,7 @@ class Mp4Writer:
         self._pending = self._thread.submit(self._encode, np.asarray(chunk))
 
     def audio(self, waveform: npt.ArrayLike, *, sample_rate: int) -> None:
-        """Hands over the whole sound; what is longer than the picture is faded out and cut off when the block ends.
+        """Hands over the whole sound; it is cut to the picture's length and its end faded out when the block ends.
 
         Shapes: [2, samples], float32.
         Units: -1 to 1, clipped beyond; `sample_rate` in Hz.
@@ -172,14 +172,14 @@ class Mp4Writer:
 
 
 def cut(waveform: npt.NDArray[np.float32], *, samples: int, fade: int) -> npt.NDArray[np.float32]:
-    """At most the first `samples` of `waveform`, clipped to -1..1; if cut, the last `fade` of them fall to silence.
+    """At most the first `samples` of `waveform`, clipped to -1..1; the last `fade` of them fall to silence.
 
     Shapes: [channels, samples].
     """
     kept = np.clip(waveform[:, :samples], -1, 1)
-    if waveform.shape[1] > samples:
-        fade = min(fade, samples)
-        kept[:, samples - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
+    # sound that ends before the picture, as the model's does by some 30 ms, would click as well
+    fade = min(fade, kept.shape[1])
+    kept[:, kept.shape[1] - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
     return np.ascontiguousarray(kept)
 
 

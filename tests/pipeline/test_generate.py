@@ -3,6 +3,8 @@ from dataclasses import replace
 import av
 import numpy as np
 import pytest
+import torch
+from torch.overrides import TorchFunctionMode
 
 from pipeline import generate, plan, recipe
 from pipeline.errors import ContentError, WeightsError
@@ -145,6 +147,34 @@ def test_an_empty_prompt_and_a_very_long_one_both_make_a_clip(pipeline, request_
         made, seen = run(pipeline, replace(request_, prompt=words), tmp_path / "out.mp4")
         assert frames(made.path).shape[0] == 25
         assert any("tokens are not read" in (p.message or "") for p in seen) == bool(words)
+
+
+def test_in_bfloat16_the_vocoder_alone_is_float32(tiny, request_, tmp_path):
+    half = generate.load(TINY, models=tiny, device="cpu", dtype="bfloat16")
+    assert {p.dtype for p in half.vocoder.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.vae.decoder.parameters()} == {torch.bfloat16}
+    made, _ = run(half, request_, tmp_path / "out.mp4")
+    assert made.has_audio
+
+
+class Transfers(TorchFunctionMode):
+    """Notes the type and shape of every tensor that is asked to come to the host."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.cpu:
+            self.seen.append((args[0].dtype, args[0].shape))
+        return function(*args, **(kwargs or {}))
+
+
+def test_frames_come_to_the_host_as_bytes(pipeline, request_, tmp_path):
+    with Transfers() as transfers:
+        run(pipeline, request_, tmp_path / "out.mp4")
+    frames = [dtype for dtype, shape in transfers.seen if shape[-3:] == (64, 96, 3)]
+    assert frames
+    assert set(frames) == {torch.uint8}
 
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):

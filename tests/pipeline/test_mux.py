@@ -211,14 +211,23 @@ def test_a_cut_fades_to_silence():
     assert (found[:, -1] == 0).all()
 
 
-def test_sound_that_fits_is_not_faded():
+@pytest.mark.parametrize("samples", [600, 900])
+def test_sound_that_fits_fades_out_too_and_keeps_its_length(samples):
     whole = np.full((2, 600), 0.5, np.float32)
 
-    assert np.array_equal(cut(whole, samples=600, fade=100), whole)
+    found = cut(whole, samples=samples, fade=100)
+    assert found.shape == (2, 600)
+    assert np.array_equal(found[:, :500], whole[:, :500])
+    assert (np.diff(found[:, 500:]) < 0).all()
+    assert (found[:, -1] == 0).all()
+
+
+def test_sound_shorter_than_the_fade_is_all_fade():
+    assert (np.diff(cut(np.ones((2, 5), np.float32), samples=9, fade=100)) < 0).all()
 
 
 def test_sound_beyond_full_scale_is_clipped():
-    assert np.array_equal(cut(np.array([[-3.0, 0.5, 3.0]], np.float32), samples=3, fade=1), [[-1, 0.5, 1]])
+    assert np.array_equal(cut(np.array([[-3.0, 0.5, 3.0]], np.float32), samples=3, fade=0), [[-1, 0.5, 1]])
 
 
 def test_the_waveform_of_the_caller_is_left_alone(tmp_path):
