@@ -22,9 +22,9 @@ from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress, 
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Ready, failed
 from server.bell import Bell
 from server.blobs import Blobs, digest
-from server.child import Child, ChildLostError, Command
+from server.child import Child, ChildLostError, ChildSilentError, Command
 from server.endings import CANCELLED
-from server.errors import FalError, from_worker, model_failure
+from server.errors import FalError, from_worker, model_failure, with_inputs
 from server.media import Media
 from server.records import Claim, StoredFile
 from server.schema import ImageToVideoInput
@@ -189,10 +189,11 @@ class Agent:
             await self._store.finish(claim, failure=CANCELLED)
         except FalError as error:
             await self._store.log(claim.id, str(error), level="ERROR")
-            await self._store.finish(claim, failure=error.failure)
+            given = ImageToVideoInput.model_validate_json(claim.payload)
+            await self._store.finish(claim, failure=with_inputs(error.failure, given.model_dump()))
         except ChildLostError as error:
             await child.kill()
-            await self._lost(child, claim, str(error))
+            await self._lost(child, claim, str(error), silent=isinstance(error, ChildSilentError))
         except Exception:
             log.exception("job %s, attempt %d: failed", claim.id, claim.attempt)
             await child.kill()
@@ -202,7 +203,7 @@ class Agent:
             image.unlink(missing_ok=True)
             output.unlink(missing_ok=True)
 
-    async def _lost(self, child: Child, claim: Claim, reason: str) -> None:
+    async def _lost(self, child: Child, claim: Claim, reason: str, *, silent: bool) -> None:
         if self._handing_back:
             await self._store.release(claim, max_attempts=self._settings.max_attempts, counted=False)
             return
@@ -211,7 +212,7 @@ class Agent:
         await self._store.log(
             claim.id, f"Attempt {claim.attempt} was lost: the generating process failed", level="WARN"
         )
-        await self._store.release(claim, max_attempts=self._settings.max_attempts)
+        await self._store.release(claim, max_attempts=self._settings.max_attempts, silent=silent)
 
     async def _generate(self, child: Child, claim: Claim, *, image: Path, output: Path) -> None:
         """Makes the clip and ends the job with it.

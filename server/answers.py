@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.errors import Failure, FalError, plain
@@ -49,8 +49,11 @@ async def read_body(request: Request, *, limit: int) -> bytes:
     Raises: FalError if it has more than `limit` bytes.
     """
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > limit:
-            raise FalError(plain("body_too_large", f"The body has more than the {limit} bytes allowed"))
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > limit:
+                raise FalError(plain("body_too_large", f"The body has more than the {limit} bytes allowed"))
+    except ClientDisconnect as error:
+        raise FalError(plain("client_disconnected", "The client went away")) from error
     return bytes(body)

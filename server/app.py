@@ -12,7 +12,7 @@ from server.access import Access, UnauthorizedError
 from server.agent import Agent
 from server.answers import caller, fail, reply
 from server.blobs import Blobs
-from server.errors import FalError, model_failure, plain
+from server.errors import FalError, plain
 from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
 from server.orphans import Orphans
@@ -58,7 +58,7 @@ def create_app(
 
     @app.exception_handler(JobNotFoundError)
     async def answer_unknown_job(_request: Request, _error: JobNotFoundError) -> Response:
-        return reply({"status": "NOT_FOUND"}, status=404)
+        return reply({"status": "NOT_FOUND"}, status=404, headers={"x-fal-error-type": "not_found"})
 
     @app.exception_handler(HTTPException)
     async def answer_unknown_path(request: Request, error: HTTPException) -> Response:
@@ -70,15 +70,20 @@ def create_app(
         if called.role in ("run", "queue") and called.path.startswith("/fal-ai/"):
             if not f"{called.path}/".startswith(f"/{APP}/"):
                 name = "/".join(called.path.split("/")[2:3])
-                return reply({"detail": f'Application "{name}" not found'}, status=404)
-            return reply({"detail": f"Path /{called.path.removeprefix(f'/{APP}').strip('/')} not found"}, status=404)
-        return reply({"detail": f"Path {called.path} not found"}, status=404)
+                return _unknown(f'Application "{name}" not found')
+            return _unknown(f"Path /{called.path.removeprefix(f'/{APP}').strip('/')} not found")
+        return _unknown(f"Path {called.path} not found")
 
     @app.exception_handler(Exception)
     async def answer_fault(_request: Request, _error: Exception) -> Response:
-        return fail(model_failure("internal_server_error", "Internal server error"))
+        return fail(plain("internal_error", "Internal error"))
 
     return Edge(app, settings, access)
+
+
+def _unknown(detail: str) -> Response:
+    # why: fal tells the type of this one in no body
+    return reply({"detail": detail}, status=404, headers={"x-fal-error-type": "not_found"})
 
 
 class Edge:

@@ -26,6 +26,10 @@ class ChildLostError(Exception):
     """The generating process died or went silent."""
 
 
+class ChildSilentError(ChildLostError):
+    """It went silent."""
+
+
 def worker_command(settings: Settings) -> Command:
     """The command of the real generating process."""
 
@@ -86,13 +90,13 @@ class Child:
         """The next message.
 
         Units: `within` in seconds.
-        Raises: ChildLostError if the process ends, or says nothing for that long.
+        Raises: ChildLostError if the process ends, ChildSilentError if it says nothing for that long.
         """
         try:
             async with asyncio.timeout(within):
                 message = await self._messages.get()
         except TimeoutError:
-            raise ChildLostError(f"no sign of life for {within:g} s") from None
+            raise ChildSilentError(f"no sign of life for {within:g} s") from None
         if message is None:
             status = await self.kill()
             last = f": {self.tail[-1]}" if self.tail else ""

@@ -34,12 +34,20 @@ def ended(
     }
 
 
-def given_up(row: Row[*tuple[Any, ...]], *, max_attempts: int | None, how: str) -> dict[str, Any]:
-    """The columns of a job whose attempt ended without an answer; `how` says what became of the attempt."""
+def given_up(
+    row: Row[*tuple[Any, ...]], *, max_attempts: int | None, how: str, silent: bool = False
+) -> dict[str, Any]:
+    """The columns of a job whose attempt ended without an answer; `how` says what became of the attempt.
+
+    `silent`: it went on for too long.
+    """
     if row.cancel_requested:
         return ended(failure=CANCELLED)
     if max_attempts is not None and row.attempts >= max_attempts:
         tries = "once" if row.attempts == 1 else f"{row.attempts} times"
+        if silent:
+            message = f"Generation timeout: tried {tries}; the last time its process said nothing for too long"
+            return ended(failure=model_failure("generation_timeout", message))
         message = f"Internal server error: tried {tries} without an answer; the last time {how}"
         return ended(failure=model_failure("internal_server_error", message))
     return {"status": "IN_QUEUE", "owner": None, "lease_until": None}

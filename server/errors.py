@@ -8,7 +8,7 @@ Errors of the pipeline keep their own tree (`pipeline.errors`) and are mapped he
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -26,8 +26,6 @@ STATUSES: dict[str, tuple[int, bool]] = {
     "internal_server_error": (500, True),
     "generation_timeout": (504, True),
     "request_timeout": (504, True),
-    "startup_timeout": (504, True),
-    "runner_server_error": (500, True),
     "internal_error": (500, True),
     "client_disconnected": (499, False),
     "client_cancelled": (499, False),
@@ -117,7 +115,7 @@ class FieldError(FalError):
     """One field of the request is at fault."""
 
     def __init__(
-        self, error_type: str, message: str, *, field: str, context: Mapping[str, Any] | None = None, given: Any = None
+        self, error_type: str, message: str, *, field: str, context: Mapping[str, Any] | None = None, given: Any = ...
     ) -> None:
         super().__init__(field_failure(error_type, message, field=field, context=context, given=given))
 
@@ -134,9 +132,9 @@ def item(
     *,
     loc: Sequence[str | int],
     context: Mapping[str, Any] | None = None,
-    given: Any = None,
+    given: Any = ...,
 ) -> dict[str, Any]:
-    """One entry of a detail list."""
+    """One entry of a detail list. `given` is the value at fault; an ellipsis leaves it out."""
     entry: dict[str, Any] = {
         "loc": ["body", *loc],
         "msg": clean(message),
@@ -145,13 +143,13 @@ def item(
     }
     if context:
         entry["ctx"] = clean(dict(context))
-    if given is not None:
+    if given is not ...:
         entry["input"] = clean(given)
     return entry
 
 
 def field_failure(
-    error_type: str, message: str, *, field: str, context: Mapping[str, Any] | None = None, given: Any = None
+    error_type: str, message: str, *, field: str, context: Mapping[str, Any] | None = None, given: Any = ...
 ) -> Failure:
     """A failure that one field is to blame for."""
     return Failure(422, error_type, [item(error_type, message, loc=[field], context=context, given=given)], False)
@@ -172,22 +170,19 @@ def not_json(message: str, *, position: int = 0) -> Failure:
 def invalid(error: ValidationError) -> Failure:
     """The body of a request does not fit the schema.
 
-    An error of a union would carry the names of its branches; it is told as one error of the field, so that clients
-    that look for the last element of `loc` find it.
+    An error of a union carries the name of a branch, which is left out: clients find the errors of a field by the last
+    element of `loc`. A size with a wrong side is an error of that side and one of `resolution`.
     """
     entries: list[dict[str, Any]] = []
-    named_resolution = False
     for problem in error.errors(include_url=False):
         loc, kind, context = list(problem["loc"]), problem["type"], dict(problem.get("ctx", {}))
         message, given = problem["msg"], problem["input"]
         if loc[:1] == ["resolution"] and len(loc) > 1:
-            if loc[1] == "ImageSize" and len(loc) > 2:
-                loc = ["resolution", *loc[2:]]
-            elif loc[1] != "ImageSize" and not isinstance(given, dict) and not named_resolution:
-                named_resolution = True
-                loc, kind = ["resolution"], "literal_error"
+            branch, loc = loc[1], ["resolution", *loc[2:]]
+            if branch != "ImageSize":
                 message = f"{problem['msg']}, or an object with width and height"
-            else:
+            elif len(loc) == 1:
+                # why: that it is no object is said by the other branch, with the names it may have instead
                 continue
         if kind == "literal_error":
             kind, context = "one_of", {"expected": _allowed(str(loc[0]))}
@@ -207,6 +202,19 @@ def from_worker(failed: Failed) -> Failure:
     return model_failure("internal_server_error", "Internal server error")
 
 
+def with_inputs(failure: Failure, given: Mapping[str, Any]) -> Failure:
+    """`failure` with the value of each field that it blames without saying it."""
+    if isinstance(failure.detail, str):
+        return failure
+    entries = [
+        entry | {"input": clean(given[entry["loc"][1]])}
+        if "input" not in entry and len(entry["loc"]) == 2 and entry["loc"][1] in given
+        else entry
+        for entry in failure.detail
+    ]
+    return replace(failure, detail=entries)
+
+
 def clean(value: Any, depth: int = 0) -> Any:
     """`value` as JSON can carry it: no NaN, no lone surrogates, no bytes, nothing very long or deep."""
     match value:
@@ -215,8 +223,8 @@ def clean(value: Any, depth: int = 0) -> Any:
         case float():
             return value if math.isfinite(value) else str(value)
         case str():
-            text = value.encode("utf-8", "replace").decode("utf-8")
-            return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}… ({len(text)} characters)"
+            text = value[:MAX_ECHO].encode("utf-8", "replace").decode("utf-8")
+            return text if len(value) <= MAX_ECHO else f"{text}… ({len(value)} characters)"
         case bytes():
             return f"<binary {len(value)} bytes>"
         case _ if depth >= MAX_DEPTH:

@@ -14,7 +14,7 @@ from pipeline.recipe import Recipe
 from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs
-from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain
+from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
 from server.records import NOBODY, Job, Sender
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
@@ -46,7 +46,7 @@ def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
             frames = snapped_frames(given.num_frames)
             check_budget(recipe, size=snapped(size), num_frames=frames, field="size")
         except CallerError as error:
-            raise FalError(from_worker(failed(error))) from error
+            raise FalError(with_inputs(from_worker(failed(error)), given.model_dump())) from error
     return given
 
 

@@ -157,19 +157,25 @@ class Store:
         return await self.change(lambda connection: connection.execute(query).rowcount > 0)
 
     async def release(
-        self, claim: Claim, *, max_attempts: int, counted: bool = True, how: str = "its process was lost"
+        self,
+        claim: Claim,
+        *,
+        max_attempts: int,
+        counted: bool = True,
+        silent: bool = False,
+        how: str = "its process was lost",
     ) -> bool:
         """Puts the job back at its old place, or ends it if it was tried `max_attempts` times, saying `how` it failed.
 
-        An attempt that is not `counted` was given up through no fault of the job. A job that is to be cancelled ends
-        so. False if it is no longer `claim`'s.
+        `silent`: its process said nothing for too long. An attempt that is not `counted` was given up through no fault
+        of the job. A job that is to be cancelled ends so. False if it is no longer `claim`'s.
         """
 
         def work(connection: Connection) -> bool:
             row = connection.execute(select(*_TRIED).where(_held(claim)).with_for_update()).one_or_none()
             if row is None:
                 return False
-            values = given_up(row, max_attempts=max_attempts if counted else None, how=how)
+            values = given_up(row, max_attempts=max_attempts if counted else None, how=how, silent=silent)
             if not counted and values["status"] == "IN_QUEUE":
                 values["attempts"] = claim.attempt - 1
             connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(values))

@@ -154,6 +154,13 @@ def launch(tmp_path: Path, clip: Path) -> Launch:
     return lambda **given: running(data, **{"command": _fake_command(data, clip), **given})
 
 
+@pytest.fixture(scope="module")
+def shared_launch(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Launch:
+    """As `launch`, for a server that the tests of one module share."""
+    data = tmp_path_factory.mktemp("shared")
+    return lambda **given: running(data, **{"command": _fake_command(data, clip), **given})
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[Running]:
     """One server that most tests share."""

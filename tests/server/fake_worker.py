@@ -1,7 +1,7 @@
 """A generating process without a model, for tests. Words in the prompt say how it behaves.
 
 crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
-hang-once: goes silent. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late: in the last step.
+hang, hang-once: goes silent. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late: in the last step.
 broken: any other exception.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 What it makes is a copy of the file --clip.
@@ -55,7 +55,7 @@ def make(job: Generate, marker: Path, clip: Path) -> Generator[Progress, None, G
         time.sleep(0.04 if {"slow", "brisk"} & set(words) else 0.001)
         if step == 2 and ("crash-always" in words or ("crash-once" in words and first_time)):
             os.kill(os.getpid(), signal.SIGKILL)
-        if step == 2 and "hang-once" in words and first_time:
+        if step == 2 and ("hang" in words or ("hang-once" in words and first_time)):
             time.sleep(600)
         if (step == 2 and "fail" in words) or (step == steps and "fail-late" in words):
             raise GenerationError("the sampler found NaN")

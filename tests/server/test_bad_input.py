@@ -84,9 +84,12 @@ def test_a_wrong_field_is_422_and_says_which(server, image, changed, last, kind,
     assert answer.headers["x-fal-retryable"] == "false"
     assert answer.headers["x-fal-needs-retry"] == "0"
     assert answer.headers["x-fal-request-id"]
-    (entry,) = answer.json()["detail"]
+    entry, *others = answer.json()["detail"]
     assert entry["loc"][0] == "body"
     assert entry["loc"][-1] == last
+    assert "input" in entry
+    # a wrong side of a size is an error of the size too, which clients look for by the last element of loc
+    assert [other["loc"] for other in others] == ([["body", "resolution"]] if last in ("width", "height") else [])
     assert entry["url"] == f"https://docs.fal.ai/errors#{entry['type']}"
     assert entry["msg"]
     if kind is not None:
