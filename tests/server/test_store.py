@@ -227,3 +227,11 @@ async def test_a_change_rings_and_looking_does_not(store, rung):
     assert len(rung) == 2
     assert await claimed(store) is None
     assert len(rung) == 2
+
+
+async def test_the_input_of_a_job_is_forgotten_when_it_ends(store):
+    await submit(store, "a")
+    held = await store.claim("me")
+    assert held.payload == b"{}"
+    await store.finish(held, result={})
+    assert await store.read(lambda c: c.execute(select(JOBS.c.payload)).scalar_one()) is None
