@@ -17,22 +17,35 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
-# special ranges that `is_global` lets pass in some Python versions, and those that carry an IPv4 address within
+# all of IPv6 that is given out today: what lies beside it carries IPv4 addresses within, or means nothing
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+
+# special ranges that `is_global` lets pass in some Python versions, those that carry an IPv4 address within, and the
+# one public address under which Azure serves its machines their secrets
 FORBIDDEN: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8",
         "100.64.0.0/10",
+        "168.63.129.16/32",
         "192.0.0.0/24",
+        "192.88.99.0/24",
         "198.18.0.0/15",
         "240.0.0.0/4",
-        "64:ff9b::/96",
-        "64:ff9b:1::/48",
-        "2001::/32",
+        "2001::/23",
         "2002::/16",
-        "fec0::/10",
+        "3fff::/20",
     )
 )
+
+PRIVATE: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fd00::/8")
+)
+"""This machine and private networks. Not the link-local ones, where clouds serve machines their secrets."""
+
+METADATA = ipaddress.ip_address("fd00:ec2::254")
+"""Where Amazon's cloud does so within a private network."""
 
 
 class ForbiddenAddressError(Exception):
@@ -45,8 +58,10 @@ def permitted(text: str, allowed: Sequence[Network] = ()) -> bool:
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if any(address in network for network in allowed if network.version == address.version):
-        return True
+        return address != METADATA
     if not address.is_global or address.is_multicast:
+        return False
+    if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return False
     return not any(address in network for network in FORBIDDEN if network.version == address.version)
 

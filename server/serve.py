@@ -38,6 +38,7 @@ from server.tickets import Tickets
 from server.tls import ensure_certificate, ssl_context
 from server.tunnel import start_tunnel
 from server.uploads import Uploads
+from server.webhooks import Webhooks
 
 CLOSE_SECONDS = 3
 BACKLOG = 2048
@@ -94,6 +95,7 @@ async def serve(
             orphans = Orphans(store)
             uploads = Uploads(settings, store, blobs)
             tickets = Tickets(await shared_secret(database, "upload-secret", lambda: secrets.token_bytes(32)))
+            webhooks = Webhooks(database, jobs, signer, bell, allowed=settings.allow_private_networks)
             app = create_app(
                 settings,
                 store=store,
@@ -114,6 +116,7 @@ async def serve(
             keeping = [
                 asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds)),
                 asyncio.create_task(watch(settings, store, own=agent.owner)),
+                asyncio.create_task(webhooks.run()),
                 asyncio.create_task(keep_clean(settings, store, blobs, uploads)),
             ]
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
@@ -137,6 +140,7 @@ async def serve(
             stopping.cancel()
             for task in keeping:
                 task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
             await agent.drain()
             for server, _ in servers:
                 server.should_exit = True

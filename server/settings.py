@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
     device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
-        (), description="Private networks (CIDR) that image_url may point into; all others are refused."
+        (), description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused."
     )
     cors_origins: Annotated[tuple[str, ...], *Commas] = Field(
         (), description="Web origins whose pages may call this server. Pages on loopback always may."

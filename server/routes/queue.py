@@ -18,6 +18,7 @@ from server.records import Job, LogLine
 from server.schema import APP, ENDPOINT
 from server.settings import Settings
 from server.terms import terms_of
+from server.webhooks import target
 
 PING_SECONDS = 15.0
 
@@ -30,7 +31,9 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
     async def submit(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
         limit = _max_waiting(request, settings)
-        sender = sender_of(key_of(request))
+        key, url = key_of(request), request.query_params.get("fal_webhook")
+        origin, allowed = caller(request).origin, settings.allow_private_networks
+        sender = sender_of(key, None if url is None else target(url, origin=origin, key=key, allowed=allowed))
         terms = terms_of(request.headers)
         try:
             given = parse(body, jobs.recipe)
