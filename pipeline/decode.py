@@ -61,6 +61,19 @@ def encode(vae: Any, pixels: Tensor) -> Tensor:
     return (latents - _channels(vae.latents_mean, latents)) / _channels(vae.latents_std, latents)
 
 
+@torch.inference_mode()
+def upsampled(upsampler: Any, vae: Any, latents: Tensor) -> Tensor:
+    """Normalised latents of twice the size: the upsampler works on the VAE's own scale.
+
+    Shapes: [1, 128, F, H, W] -> [1, 128, F, 2H, 2W], float32.
+    Source: Lightricks/LTX-2 @400fd31, upsampler/model.py.
+    """
+    weight = next(upsampler.parameters())
+    mean, std = _channels(vae.latents_mean, latents), _channels(vae.latents_std, latents)
+    doubled: Tensor = upsampler((latents * std + mean).to(weight)).float()
+    return (doubled - mean) / std
+
+
 def denormalized_audio(audio_vae: Any, latents: Tensor) -> Tensor:
     """Audio latents on the scale of the audio VAE; its statistics are per (channel, bin). Shapes: [1, 8, A, 16]."""
     shape = (1, latents.shape[1], 1, -1)

@@ -1,7 +1,9 @@
 """The denoising loop over both streams: noise in, latents out, one `Progress` per transformer call."""
 
-from collections.abc import Generator
+import math
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import torch
@@ -9,30 +11,39 @@ from torch import Tensor
 
 from pipeline import samplers
 from pipeline.plan import Plan, Stage
-from pipeline.recipe import Recipe
+from pipeline.predict import NAMES, Predictor, State, Stream, omissions
+from pipeline.recipe import Semantics
 from pipeline.trace import Record
-from pipeline.transformer import Context, Geometry, Runs, geometry, modulation, runs, velocity
+from pipeline.transformer import Context, geometry, positions, runs
 from pipeline.types import Progress
 
 STEP_NOISE_SEED: Final = 10_000
 """Added to the request's seed for the noise of ancestral steps, so that it differs from the noise they start from."""
+RES_2S_STEP_SEED: Final = -1
+RES_2S_MIDDLE_SEED: Final = 9_999
+"""Of the noise of res_2s, whatever the request's seed: as the model's authors have it."""
+CHANNELS: Final = 128
 AUDIO_CHANNELS: Final = 8
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What steers a generation.
+    """What steers a stage.
 
-    Shapes: `image_latents` [1, 128, 1, H, W]. Units: `strength` 0 to 1.
+    Shapes: `image_latents` [1, 128, 1, H, W]; `latents` and `audio_latents` as `denoise` returns them, at this
+    stage's size. Units: `strength` 0 to 1.
     """
 
     positive: Context
     negative: Context | None
-    """None where the recipe never looks at it."""
-    image_latents: Tensor
+    """None where the stage never looks at it."""
     strength: float
-    guidance_scale: float
     seed: int
+    image_latents: Tensor | None = None
+    """None: from the prompt alone."""
+    latents: Tensor | None = None
+    """What the stage before made; None in the first, which begins with noise alone."""
+    audio_latents: Tensor | None = None
 
 
 def patchify(latents: Tensor) -> Tensor:
@@ -45,16 +56,29 @@ def unpatchify(tokens: Tensor, grid: tuple[int, int, int]) -> Tensor:
     return tokens.transpose(1, 2).reshape(tokens.shape[0], tokens.shape[2], *grid)
 
 
-def needs_negative(recipe: Recipe, guidance_scale: float) -> bool:
-    """Whether the negative prompt has any effect: CFG++ steps along it even at guidance 1."""
-    return recipe.sampler == "euler_ancestral_cfg_pp" or guidance_scale != 1
+def patchify_audio(latents: Tensor) -> Tensor:
+    """Tokens of audio latents. Shapes: [B, 8, A, 16] -> [B, A, 128]."""
+    return latents.transpose(1, 2).flatten(2)
+
+
+def unpatchify_audio(tokens: Tensor) -> Tensor:
+    """Audio latents of tokens. Shapes: [B, A, 128] -> [B, 8, A, 16]."""
+    latents: Tensor = tokens.unflatten(2, (AUDIO_CHANNELS, -1)).transpose(1, 2)
+    return latents
 
 
 @torch.inference_mode()
 def denoise(
-    model: Any, stage: Stage, *, plan: Plan, recipe: Recipe, conditions: Conditions, record: Record
+    model: Any,
+    stage: Stage,
+    *,
+    plan: Plan,
+    semantics: Semantics,
+    conditions: Conditions,
+    rng: torch.Generator,
+    record: Record,
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
-    """Runs one stage from pure noise.
+    """Runs one stage, beginning with noise from `rng`, which the next stage goes on with.
 
     Returns latents, normalised. Shapes: video [1, 128, F, H, W], audio [1, 8, A, 16].
     All sampling is float32; the transformer runs in its own dtype.
@@ -62,121 +86,198 @@ def denoise(
     """
     weight = model.proj_in.weight
     grid = (plan.latent_frames, stage.height, stage.width)
-    geo = geometry(model, grid=grid, fps=plan.conditioning_fps, audio_tokens=plan.audio_tokens, dtype=weight.dtype)
-    clean, mask = _pinned(conditions, grid)
-    timesteps = runs(mask), runs(torch.ones(1, plan.audio_tokens, 1))
-    clean, mask = clean.to(weight.device), mask.to(weight.device)
-    rng = torch.Generator("cpu").manual_seed(conditions.seed)
-    video, audio = (n.to(weight.device) for n in _draw(rng, mask.shape[1], plan.audio_tokens))
-    step_rng = torch.Generator("cpu").manual_seed(conditions.seed + STEP_NOISE_SEED)
-    record("noise_video", video)
-    record("noise_audio", audio)
-    record("video_denoise_mask", mask)
+    fps, audio_tokens = plan.conditioning_fps, plan.audio_tokens
+    streams = _streams(conditions, stage, grid=grid, audio_tokens=audio_tokens, device=weight.device)
+    predict = Predictor(
+        model=model,
+        geometry=geometry(model, grid=grid, fps=fps, audio_tokens=audio_tokens, dtype=weight.dtype),
+        passes=stage.passes,
+        context=_context(conditions, stage, dtype=weight.dtype),
+        omissions=omissions(stage),
+        streams=streams,
+        semantics=semantics,
+        record=record,
+    )
+    noise = _draw(rng, streams)
+    placed = positions(model, grid=grid, fps=fps, audio_tokens=audio_tokens)
+    for name, position, drawn in zip(NAMES, placed, noise, strict=True):
+        record(f"{name}_positions", position)
+        record(f"noise_{name}", drawn)
+    record("video_denoise_mask", streams[0].mask)
     record("sigmas", torch.tensor(stage.sigmas))
-    video = torch.lerp(clean, video, mask)
 
-    steps = len(stage.sigmas) - 1
-    for step in range(steps):
-        sigma, next_sigma = stage.sigmas[step], stage.sigmas[step + 1]
-        call = f"call{step:02d}."
-        record(call + "sigma", torch.tensor([sigma]))
-        record(call + "video_in", video)
-        record(call + "audio_in", audio)
-        predictions = _predict(
-            model, video, audio, sigma, mask=mask, timesteps=timesteps, geo=geo, conditions=conditions
-        )
-        (video_x0, video_uncond), (audio_x0, audio_uncond) = (
-            _guided(p, conditions.guidance_scale, record=record, name=call + stream)
-            for p, stream in zip(predictions, ("video_", "audio_"), strict=True)
-        )
-        video_x0 = torch.lerp(clean, video_x0, mask)
-        if recipe.sampler == "euler":
-            video = samplers.euler(video, video_x0, sigma=sigma, next_sigma=next_sigma)
-            audio = samplers.euler(audio, audio_x0, sigma=sigma, next_sigma=next_sigma)
-        else:
-            noise = (torch.zeros(()), torch.zeros(()))
-            if next_sigma > 0:
-                noise = _draw(step_rng, mask.shape[1], plan.audio_tokens)
-                record(f"step_noise.{2 * step:02d}", noise[0])
-                record(f"step_noise.{2 * step + 1:02d}", noise[1])
-            video, audio = (
-                samplers.euler_ancestral_cfg_pp(
-                    state,
-                    x0,
-                    unconditional=uncond,
-                    noise=fresh.to(state.device),
-                    sigma=sigma,
-                    next_sigma=next_sigma,
-                    eta=recipe.eta,
-                )
-                for state, x0, uncond, fresh in (
-                    (video, video_x0, video_uncond, noise[0]),
-                    (audio, audio_x0, audio_uncond, noise[1]),
-                )
-            )
-            if next_sigma > 0:
-                video = torch.lerp(clean, video, mask)
-        yield Progress("denoise", step + 1, steps)
+    state = _begun(conditions, noise, predict, sigma=stage.sigmas[0])
+    for done, reached in enumerate(_loop(predict, state, stage, seed=conditions.seed), 1):
+        state = reached
+        yield Progress("denoise", done, stage.calls)
 
-    latents = unpatchify(video, grid)
-    audio_latents = audio.unflatten(2, (AUDIO_CHANNELS, -1)).transpose(1, 2)
+    latents, audio_latents = unpatchify(state[0], grid), unpatchify_audio(state[1])
     record("video_latent", latents)
     record("audio_latent", audio_latents)
     return latents, audio_latents
 
 
-def _draw(rng: torch.Generator, video_tokens: int, audio_tokens: int) -> tuple[Tensor, Tensor]:
-    """Video noise, then audio noise, in token layout."""
-    return torch.randn(1, video_tokens, 128, generator=rng), torch.randn(1, audio_tokens, 128, generator=rng)
+def _streams(
+    conditions: Conditions, stage: Stage, *, grid: tuple[int, int, int], audio_tokens: int, device: torch.device
+) -> tuple[Stream, Stream]:
+    """Both streams. Only the picture has clean tokens, and only its first frame is pinned to any."""
+    mask, audio_mask = torch.ones(1, math.prod(grid), 1), torch.ones(1, audio_tokens, 1)
+    clean = torch.zeros(1, 1, CHANNELS, device=device).expand(-1, mask.shape[1], -1)
+    if conditions.latents is not None:
+        clean = patchify(conditions.latents.float())
+    if conditions.image_latents is not None:
+        image = patchify(conditions.image_latents.float()).to(device)
+        clean = torch.cat([image, clean[:, image.shape[1] :]], 1)
+        mask[:, : image.shape[1]] = 1 - conditions.strength
+    return (
+        Stream(clean=clean, mask=mask.to(device), runs=runs(mask), guidance=stage.video),
+        Stream(
+            clean=torch.zeros(1, audio_tokens, CHANNELS, device=device),
+            mask=audio_mask.to(device),
+            runs=runs(audio_mask),
+            guidance=stage.audio,
+        ),
+    )
 
 
-def _pinned(conditions: Conditions, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """Clean latents, which only the first frame has, and the denoise mask. Shapes: [1, N, 128], [1, N, 1]."""
-    image = patchify(conditions.image_latents.float())
-    first, tokens = image.shape[1], grid[0] * grid[1] * grid[2]
-    clean = torch.cat([image, image.new_zeros(1, tokens - first, image.shape[2])], 1)
-    mask = torch.ones(1, tokens, 1)
-    mask[:, :first] = 1 - conditions.strength
-    return clean, mask
+def _context(conditions: Conditions, stage: Stage, *, dtype: torch.dtype) -> Context:
+    """What each pass reads, a row for each.
 
-
-def _predict(
-    model: Any,
-    video: Tensor,
-    audio: Tensor,
-    sigma: float,
-    *,
-    mask: Tensor,
-    timesteps: tuple[Runs, Runs],
-    geo: Geometry,
-    conditions: Conditions,
-) -> tuple[Tensor, Tensor]:
-    """Denoised predictions of every pass, batched: the positive prompt, then the negative one if there is one.
-
-    Shapes: video [P, N, 128], audio [P, A, 128], float32.
+    Raises: ValueError if a pass needs the negative prompt and there is none.
     """
-    dtype = model.proj_in.weight.dtype
-    contexts = [conditions.positive] + ([conditions.negative] if conditions.negative else [])
-    context = Context(
-        video=torch.cat([c.video for c in contexts]).to(dtype), audio=torch.cat([c.audio for c in contexts]).to(dtype)
+    contexts = [conditions.negative if name == "uncond" else conditions.positive for name in stage.passes]
+    read = [context for context in contexts if context is not None]
+    if len(read) < len(contexts):
+        raise ValueError("the stage has a pass with the negative prompt, and there is none")
+    return Context(
+        video=torch.cat([context.video for context in read]).to(dtype),
+        audio=torch.cat([context.audio for context in read]).to(dtype),
     )
-    passes = len(contexts)
-    v, va = velocity(
-        model,
-        video.to(dtype).expand(passes, -1, -1),
-        audio.to(dtype).expand(passes, -1, -1),
-        context=context,
-        geometry=geo,
-        modulation=modulation(model, sigma, video=timesteps[0], audio=timesteps[1], dtype=dtype),
-    )
-    return video - v.float() * (mask * sigma), audio - va.float() * sigma
 
 
-def _guided(predictions: Tensor, scale: float, *, record: Record, name: str) -> tuple[Tensor, Tensor]:
-    """The guided prediction and the unconditional one; without a negative pass both are the prediction itself."""
-    cond, uncond = predictions[:1], predictions[-1:]
-    record(name + "cond", cond)
-    record(name + "uncond", uncond)
-    guided = cond + (scale - 1) * (cond - uncond)
-    record(name + "x0", guided)
-    return guided, uncond
+def _begun(conditions: Conditions, noise: State, predict: Predictor, *, sigma: float) -> State:
+    """Noise to the share of `sigma`, the rest from the stage before."""
+    if conditions.latents is None or conditions.audio_latents is None:
+        return predict.kept((noise[0] * sigma, noise[1] * sigma))
+    before = patchify(conditions.latents.float()), patchify_audio(conditions.audio_latents.float())
+    return predict.kept((torch.lerp(before[0], noise[0], sigma), torch.lerp(before[1], noise[1], sigma)))
+
+
+def _loop(predict: Predictor, state: State, stage: Stage, *, seed: int) -> Iterator[State]:
+    """The state after every transformer call."""
+    match stage.sampler:
+        case "euler":
+            return _euler(predict, state, stage)
+        case "euler_ancestral_cfg_pp":
+            return _euler_ancestral_cfg_pp(predict, state, stage, _rng(seed + STEP_NOISE_SEED))
+        case "res_2s":
+            return _res_2s(predict, state, stage)
+
+
+def _euler(predict: Predictor, state: State, stage: Stage) -> Iterator[State]:
+    for call, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas)):
+        video, audio = (
+            samplers.euler(tokens, prediction.denoised, sigma=sigma, next_sigma=next_sigma)
+            for tokens, prediction in zip(state, predict(state, sigma=sigma, call=call), strict=True)
+        )
+        state = video, audio
+        yield state
+
+
+def _euler_ancestral_cfg_pp(predict: Predictor, state: State, stage: Stage, rng: torch.Generator) -> Iterator[State]:
+    for call, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas)):
+        predictions = predict(state, sigma=sigma, call=call)
+        if next_sigma == 0:
+            yield predictions[0].denoised, predictions[1].denoised
+            return
+        fresh = _draw(rng, predict.streams)
+        _record_noise(predict.record, fresh, first=2 * call)
+        video, audio = (
+            samplers.euler_ancestral_cfg_pp(
+                tokens,
+                prediction.denoised,
+                unconditional=prediction.unconditional,
+                noise=noise,
+                sigma=sigma,
+                next_sigma=next_sigma,
+                eta=stage.eta,
+            )
+            for tokens, prediction, noise in zip(state, predictions, fresh, strict=True)
+        )
+        state = predict.kept((video, audio))
+        yield state
+
+
+def _res_2s(predict: Predictor, state: State, stage: Stage) -> Iterator[State]:
+    """Steps in double precision; each with noise of its own in the middle and at the end."""
+    step_rng, middle_rng = _rng(RES_2S_STEP_SEED), _rng(RES_2S_MIDDLE_SEED)
+    sigmas = (*stage.sigmas[:-1], samplers.RES_2S_LAST_SIGMA)
+    for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        way = samplers.Res2s(sigma, next_sigma)
+        first = predict(state, sigma=sigma, call=2 * step)
+        fresh = _draw_normal(middle_rng, predict.streams)
+        _record_noise(predict.record, fresh, first=4 * step)
+        video, audio = (
+            samplers.noised_again(
+                tokens.double(),
+                tokens.double() + way.halfway(prediction.denoised - tokens.double()),
+                noise=noise,
+                sigma=sigma,
+                next_sigma=way.middle,
+            )
+            for tokens, prediction, noise in zip(state, first, fresh, strict=True)
+        )
+        middle = predict.kept((video, audio))
+        yield middle
+
+        second = predict((middle[0].float(), middle[1].float()), sigma=way.middle, call=2 * step + 1)
+        fresh = _draw_normal(step_rng, predict.streams)
+        _record_noise(predict.record, fresh, first=4 * step + 2)
+        video, audio = (
+            _res_2s_end(way, tokens.double(), halfway, of_first.denoised, of_second.denoised, noise=noise)
+            for tokens, halfway, of_first, of_second, noise in zip(state, middle, first, second, fresh, strict=True)
+        )
+        video, audio = predict.kept((video, audio))
+        state = video.float(), audio.float()
+        yield state
+    last = predict(state, sigma=sigmas[-1], call=2 * (len(sigmas) - 1))
+    yield last[0].denoised, last[1].denoised
+
+
+def _res_2s_end(
+    way: samplers.Res2s, state: Tensor, halfway: Tensor, first: Tensor, second: Tensor, *, noise: Tensor
+) -> Tensor:
+    anchor = way.anchored(state, halfway, first)
+    end = anchor + way.whole(first - anchor, second - anchor)
+    return samplers.noised_again(anchor, end, noise=noise, sigma=way.sigma, next_sigma=way.next_sigma)
+
+
+def _rng(seed: int) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _draw(rng: torch.Generator, streams: tuple[Stream, Stream]) -> State:
+    """Video noise, then audio noise."""
+    video, audio = (torch.randn(s.clean.shape, generator=rng).to(s.clean.device) for s in streams)
+    return video, audio
+
+
+def _draw_normal(rng: torch.Generator, streams: tuple[Stream, Stream]) -> State:
+    """Video noise, then audio noise, in double precision, each with a mean of 0 and a spread of 1.
+
+    Normalised twice, over all and over the last two axes: the second time changes the last bits alone, and is there
+    for the noise to be the reference's bit by bit.
+    Source: Lightricks/LTX-2 @400fd31, ltx_pipelines/utils/samplers.py.
+    """
+    drawn = []
+    for stream in streams:
+        noise = torch.randn(stream.clean.shape, generator=rng, dtype=torch.float64)
+        noise = (noise - noise.mean()) / noise.std()
+        noise = (noise - noise.mean((-2, -1), keepdim=True)) / noise.std((-2, -1), keepdim=True)
+        drawn.append(noise.to(stream.clean.device))
+    return drawn[0], drawn[1]
+
+
+def _record_noise(record: Record, noise: State, *, first: int) -> None:
+    for place, drawn in enumerate(noise):
+        record(f"step_noise.{first + place:02d}", drawn)

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -15,15 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import conditioning, decode, expansion, gemma, text
-from pipeline.denoise import Conditions, denoise, needs_negative
+from pipeline.denoise import Conditions, denoise
 from pipeline.errors import OutOfMemoryError, WeightsError
-from pipeline.mux import Mp4Writer, provenance
-from pipeline.plan import Plan
+from pipeline.mux import FADE_SECONDS, Mp4Writer, padded, provenance
+from pipeline.plan import CELL, Plan, Stage
 from pipeline.recipe import Recipe
 from pipeline.safety import SafetyChecker
 from pipeline.trace import Record, discard
 from pipeline.transformer import Context
-from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Generated, GenerationRequest, LoadedModel, Progress
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Generated, GenerationRequest, LoadedModel, Progress, Size
 from weights.checkpoint import Checkpoint, load_component
 from weights.errors import WeightsFileError
 from weights.lora import fuse_lora
@@ -44,11 +44,13 @@ class Pipeline:
     model: LoadedModel
     text_encoder: TextEncoder
     connectors: nn.Module
-    transformer: nn.Module
+    transformers: Mapping[float, nn.Module]
+    """By the strength of the LoRA fused into them."""
     vae: nn.Module
     audio_vae: nn.Module
     vocoder: nn.Module
     contexts: text.Contexts
+    upsampler: nn.Module | None = None
     safety: SafetyChecker | None = None
 
 
@@ -63,17 +65,22 @@ def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "au
     kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
     try:
         checkpoint = Checkpoint.open(models / recipe.checkpoint)
-        transformer = load_component(checkpoint, "transformer", dtype=kind, device=place)
-        if recipe.lora:
-            fuse_lora(transformer, models / recipe.lora, strength=recipe.lora_strength)
+        transformers = {}
+        for strength in sorted({stage.lora_strength for stage in recipe.stages}):
+            transformers[strength] = load_component(checkpoint, "transformer", dtype=kind, device=place)
+            if strength:
+                fuse_lora(transformers[strength], models / recipe.lora, strength=strength)
         parts: dict[str, Any] = {
-            "transformer": transformer,
+            "transformers": transformers,
             "connectors": load_component(checkpoint, "connectors", dtype=kind, device=place),
             "vae": load_component(checkpoint, "vae", dtype=kind, device=place),
             "audio_vae": load_component(checkpoint, "audio_vae", dtype=kind, device=place),
             "vocoder": load_component(checkpoint, "vocoder", dtype=torch.float32, device=place),
             "text_encoder": load_text_encoder(models / recipe.text_encoder, dtype=kind, device=place),
         }
+        if recipe.upsampler:
+            upsampler = Checkpoint.open(models / recipe.upsampler)
+            parts["upsampler"] = load_component(upsampler, "upsampler", dtype=kind, device=place)
     except WeightsFileError as error:
         raise WeightsError(f"recipe {recipe.name!r}: {error}. Its files are made by: {recipe.setup}") from error
     contexts = text.Contexts(
@@ -111,8 +118,9 @@ def generate(
         yield Progress("safety", 1, 1, message="enable_safety_checker: no checker is installed, nothing is checked")
     if checker is not None:
         checker.check_prompt(request.prompt)
-        with Image.open(request.image) as start:
-            checker.check_picture(np.asarray(start.convert("RGB")), field="image")
+        if request.image is not None:
+            with Image.open(request.image) as start:
+                checker.check_picture(np.asarray(start.convert("RGB")), field="image")
         yield Progress("safety", 1, 1)
 
     words = request.prompt
@@ -129,38 +137,20 @@ def generate(
         yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
     try:
         with _timed(seconds, "text_encode"):
-            negative = request.negative_prompt if needs_negative(pipeline.recipe, request.guidance_scale) else None
+            negative = any("uncond" in stage.passes for stage in plan.stages)
             positive_context = _context(pipeline, words)
-            negative_context = None if negative is None else _context(pipeline, negative)
+            negative_context = _context(pipeline, request.negative_prompt) if negative else None
         yield Progress("text_encode", 1, 1)
 
-        with _timed(seconds, "image_encode"):
-            picture = conditioning.pixels(request.image, size=plan.size, crf=pipeline.recipe.image_crf)
-            image_latents = decode.encode(pipeline.vae, picture)
-        record("image_pixels", picture)
-        record("image_latent", image_latents)
-        yield Progress("image_encode", 1, 1)
-
-        conditions = Conditions(
+        latents, audio_latents = yield from _stages(
+            pipeline,
+            request,
+            plan,
             positive=positive_context,
             negative=negative_context,
-            image_latents=image_latents,
-            strength=request.strength,
-            guidance_scale=request.guidance_scale,
-            seed=request.seed,
+            record=record,
+            seconds=seconds,
         )
-        began = time.monotonic()
-        latents, audio_latents = yield from _with_eta(
-            denoise(
-                pipeline.transformer,
-                plan.stages[0],
-                plan=plan,
-                recipe=pipeline.recipe,
-                conditions=conditions,
-                record=record,
-            )
-        )
-        seconds["denoise"] = time.monotonic() - began
 
         began = time.monotonic()
         comment = provenance(weights=pipeline.model.weights, seed=request.seed)
@@ -168,7 +158,11 @@ def generate(
             if plan.has_audio:
                 waveform = decode.decode_audio(pipeline.audio_vae, pipeline.vocoder, audio_latents)
                 record("wave", waveform)
-                mp4.audio(waveform.float().cpu().numpy(), sample_rate=SAMPLE_RATE)
+                sound = waveform.float().cpu().numpy()
+                if plan.is_slowed:
+                    samples = int(plan.num_frames / plan.fps * SAMPLE_RATE)
+                    sound = padded(sound, samples=samples, fade=round(FADE_SECONDS * SAMPLE_RATE))
+                mp4.audio(sound, sample_rate=SAMPLE_RATE)
             yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, checker=checker, record=record))
         seconds["decode"] = time.monotonic() - began
     except torch.OutOfMemoryError as error:
@@ -184,6 +178,79 @@ def generate(
         has_audio=plan.has_audio,
         seconds=seconds,
     )
+
+
+def _stages(
+    pipeline: Pipeline,
+    request: GenerationRequest,
+    plan: Plan,
+    *,
+    positive: Context,
+    negative: Context | None,
+    record: Record,
+    seconds: dict[str, float],
+) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
+    """Latents of picture and sound, from every stage in turn."""
+    rng = torch.Generator("cpu").manual_seed(request.seed)
+    latents: Tensor | None = None
+    made: list[Tensor] = []
+    for index, stage in enumerate(plan.stages):
+        named = functools.partial(_under, record, f"stage{index + 1}." if len(plan.stages) > 1 else "")
+        with _timed(seconds, "image_encode"):
+            image_latents = _image_latents(pipeline, request, stage, record=named)
+        yield Progress("image_encode", 1, 1)
+        conditions = Conditions(
+            positive=positive,
+            negative=negative,
+            strength=request.strength,
+            seed=request.seed,
+            image_latents=image_latents,
+            latents=latents,
+            audio_latents=made[-1] if made else None,
+        )
+        began = time.monotonic()
+        latents, audio_latents = yield from _with_eta(
+            denoise(
+                pipeline.transformers[stage.lora_strength],
+                stage,
+                plan=plan,
+                semantics=pipeline.recipe.semantics,
+                conditions=conditions,
+                rng=rng,
+                record=named,
+            )
+        )
+        seconds["denoise"] = seconds.get("denoise", 0) + time.monotonic() - began
+        made.append(audio_latents)
+        if stage is not plan.stages[-1]:
+            with _timed(seconds, "upsample"):
+                latents = decode.upsampled(pipeline.upsampler, pipeline.vae, latents)
+            record("upsampled", latents)
+            yield Progress("upsample", 1, 1)
+    if latents is None:
+        raise ValueError("a plan has at least one stage")
+    audio_latents = made[0] if pipeline.recipe.sound == "first" else made[-1]
+    record("video_latent", latents)
+    record("audio_latent", audio_latents)
+    return latents, audio_latents
+
+
+def _image_latents(pipeline: Pipeline, request: GenerationRequest, stage: Stage, *, record: Record) -> Tensor | None:
+    if request.image is None:
+        return None
+    size = Size(stage.width * CELL, stage.height * CELL)
+    recipe = pipeline.recipe
+    picture = conditioning.pixels(
+        request.image, size=size, crf=recipe.image_crf, fit=recipe.image_fit, longest=recipe.image_longest
+    )
+    latents = decode.encode(pipeline.vae, picture)
+    record("image_pixels", picture)
+    record("image_latent", latents)
+    return latents
+
+
+def _under(record: Record, prefix: str, name: str, tensor: Tensor) -> None:
+    record(prefix + name, tensor)
 
 
 def _write_frames(
@@ -233,4 +300,4 @@ def _with_eta(steps: Generator[Progress, None, T]) -> Generator[Progress, None, 
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     began = time.monotonic()
     yield
-    seconds[stage] = time.monotonic() - began
+    seconds[stage] = seconds.get(stage, 0) + time.monotonic() - began

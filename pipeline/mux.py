@@ -183,5 +183,18 @@ def cut(waveform: npt.NDArray[np.float32], *, samples: int, fade: int) -> npt.ND
     return np.ascontiguousarray(kept)
 
 
+def padded(waveform: npt.NDArray[np.float32], *, samples: int, fade: int) -> npt.NDArray[np.float32]:
+    """`waveform`, its last `fade` samples falling to silence, then silence up to `samples`.
+
+    Shapes: [channels, n] -> [channels, samples].
+    """
+    out = np.zeros((len(waveform), samples), np.float32)
+    sound = waveform[:, :samples]
+    out[:, : sound.shape[1]] = sound
+    fade = min(fade, sound.shape[1])
+    out[:, sound.shape[1] - fade : sound.shape[1]] *= np.linspace(1, 0, fade, dtype=np.float32)
+    return out
+
+
 def _decoding_time(packet: Packet) -> Fraction:
     return Fraction(packet.dts or 0) * (packet.time_base or 1)

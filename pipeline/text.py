@@ -33,7 +33,12 @@ def encode(prompt: str, *, text_encoder: TextEncoder, connectors: Any) -> Contex
     tokens = text_encoder.tokenizer(
         prompt.strip(), truncation=True, max_length=CONTEXT_TOKENS, return_tensors="pt", padding=False
     ).input_ids
-    states = hidden_states(tokens, text_encoder=text_encoder)
+    return context(hidden_states(tokens, text_encoder=text_encoder), connectors=connectors)
+
+
+@torch.inference_mode()
+def context(states: tuple[Tensor, ...], *, connectors: Any) -> Context:
+    """The context of a prompt with these hidden states, one of each layer. Shapes: each [1, n, H]."""
     video_in, audio_in = connectors.video_text_proj_in, connectors.audio_text_proj_in
     width = states[0].shape[-1]
     # layers are the innermost axis of a projection's input

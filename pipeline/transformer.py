@@ -93,11 +93,20 @@ class Modulation:
     """Rows: shift and scale."""
 
 
+def positions(model: Any, *, grid: tuple[int, int, int], fps: float, audio_tokens: int) -> tuple[Tensor, Tensor]:
+    """Where each token begins and ends.
+
+    Shapes: video [1, 3, N, 2], audio [1, 1, A, 2]. Units: seconds, pixels down, pixels across.
+    """
+    device = model.proj_in.weight.device
+    video: Tensor = model.rope.prepare_video_coords(1, *grid, device, fps=fps)
+    audio: Tensor = model.audio_rope.prepare_audio_coords(1, audio_tokens, device)
+    return video, audio
+
+
 def geometry(model: Any, *, grid: tuple[int, int, int], fps: float, audio_tokens: int, dtype: torch.dtype) -> Geometry:
     """RoPE tables for `grid` (latent frames, height, width) and `audio_tokens`."""
-    device = model.proj_in.weight.device
-    video = model.rope.prepare_video_coords(1, *grid, device, fps=fps)
-    audio = model.audio_rope.prepare_audio_coords(1, audio_tokens, device)
+    video, audio = positions(model, grid=grid, fps=fps, audio_tokens=audio_tokens)
 
     def table(rope: nn.Module, coords: Tensor) -> Rope:
         cos, sin = rope(coords)

@@ -35,9 +35,9 @@ class GenerationRequest:
     """
 
     prompt: str
-    image: Path
-    """A decoded start image: an RGB PNG, upright, as `pipeline.picture` writes it."""
-    image_size: Size
+    image: Path | None
+    """A decoded start image: an RGB PNG, upright, as `pipeline.picture` writes it. None: from the prompt alone."""
+    image_size: Size | None
     seed: int
     negative_prompt: str
     size: Size | None

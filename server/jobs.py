@@ -44,7 +44,7 @@ def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
     if (size := given.size()) is not None:
         try:
             frames = snapped_frames(given.num_frames)
-            check_budget(recipe, size=snapped(size), num_frames=frames, field="size")
+            check_budget(recipe, size=snapped(size, cell=recipe.cell), num_frames=frames, field="size")
         except CallerError as error:
             raise FalError(with_inputs(from_worker(failed(error)), given.model_dump())) from error
     return given

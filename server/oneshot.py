@@ -39,9 +39,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="File to write. Default: out.mp4.")
     parser.add_argument("--trace", type=Path, help="Writes the intermediate tensors to this safetensors file.")
     parser.add_argument("--recipe", help="Recipe: a shipped name or a TOML file.")
-    for part in ("checkpoint", "lora", "text-encoder"):
+    for part in ("checkpoint", "lora", "upsampler", "text-encoder"):
         parser.add_argument(f"--{part}", type=_existing, help=f"The {part} to use instead of the recipe's.")
-    parser.add_argument("--lora-strength", type=float, help="Strength of the LoRA. Default: the recipe's.")
+    parser.add_argument(
+        "--lora-strength", type=float, help="Strength of the LoRA, in every stage. Default: the recipe's."
+    )
     parser.add_argument("--device", help="auto, cpu or cuda.")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="Default: auto.")
     parser.add_argument("--data", type=Path, help="Folder that holds models/.")
@@ -123,8 +125,11 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         checkpoint=str(args.checkpoint or recipe.checkpoint),
         text_encoder=str(args.text_encoder or recipe.text_encoder),
         lora=str(args.lora or recipe.lora),
-        lora_strength=recipe.lora_strength if args.lora_strength is None else args.lora_strength,
+        upsampler=str(args.upsampler or recipe.upsampler),
     )
+    if args.lora_strength is not None:
+        stages = tuple(replace(stage, lora_strength=args.lora_strength) for stage in recipe.stages)
+        recipe = replace(recipe, stages=stages)
     plan = make_plan(request, recipe)
     pipeline = generate.load(recipe, models=settings.models, device=settings.device, dtype=args.dtype)
     record = trace.discard if args.trace is None else trace.Trace()

@@ -1,115 +1,121 @@
-"""Whole generations, through the product's own entry point, against the model authors' code.
+"""Golden cases, through the product's own entry points, against the model authors' code.
 
-Source: tests/golden/public/*, made with LTX-2 1.2.0 on the tiny checkpoint that canonical.py writes; tolerances are
-those of the reference's own README (first call 1e-5, later calls, latents and frames 1e-4, waveform 1e-3).
+Source: tests/golden/public/*, made with LTX-2 1.2.0 on the tiny checkpoint that canonical.py writes. `python
+tests/golden/run.py tests/golden/public` prints the table.
 """
 
 import json
-from dataclasses import replace
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from pipeline import generate, plan, recipe, text, trace
-from pipeline.types import GenerationRequest, Size
+from tests.golden import cases, parts, run
 
 PUBLIC = Path(__file__).parent.parent / "golden" / "public"
-CASES = ("a_cfgpp_official", "a8_cfgpp_official", "b_cfgpp_cfg3", "b8_cfgpp_cfg3_official", "c_euler8")
-DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
-NOT_OURS = ("alt_fp32_fuse.", "fused.", "frames_u8", "video_positions", "audio_positions")
-"""Tensors checked elsewhere or not made: the LoRA in tests/weights, positions within diffusers' RoPE."""
+QUICK = (
+    "a_cfgpp_comfy",
+    "a_cfgpp_official",
+    "b_cfgpp_cfg3",
+    "d_res2s_guided",
+    "e_t2v_euler8",
+    "f_two_stage",
+    "components",
+    "text",
+)
+"""Each sampler, semantics and kind of guidance once; the others are more steps of the same."""
+SLOW = (
+    "a15_cfgpp_comfy",
+    "a8_cfgpp_comfy",
+    "a8_cfgpp_official",
+    "b8_cfgpp_cfg3_comfy",
+    "b8_cfgpp_cfg3_official",
+    "c_euler8",
+)
+PARAMS = json.loads((PUBLIC / "a_cfgpp_comfy.json").read_text())["params"]
 
 
-def tolerance(name):
-    if name.startswith(("noise", "step_noise", "video_denoise_mask")):
-        return 0.0
-    if name.startswith(("image", "sigmas")):
-        return 1e-5 if name == "image_latent" else 1e-6
-    if name.startswith("call00"):
-        return 1e-5
-    return 1e-3 if name == "wave" else 1e-4
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("golden")
 
 
-def distance(expected, found):
-    return ((expected.double() - found.double()).norm() / expected.double().norm().clamp(min=1e-12)).item()
+@pytest.mark.parametrize("case", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_a_case_is_made_as_the_official_code_makes_it(case, scratch):
+    rows = list(run.check(PUBLIC / f"{case}.json", scratch=scratch))
+    assert len(rows) > 5
+    assert [row for row in rows if not row.passed] == []
 
 
-def recipe_of(params):
-    return replace(
-        recipe.load("demo"),
-        checkpoint="ltx-2.3-tiny.safetensors",
-        text_encoder="gemma",
-        lora="ltx-2.3-tiny-distilled-lora.safetensors" if params["lora"] else "",
-        lora_strength=params["lora"] or 0.0,
-        sampler="euler_ancestral_cfg_pp" if params["sampler"] == "cfg_pp" else "euler",
-        sigmas=() if params["steps"] else DISTILLED,
-        terminal=0.1,
-        eta=params.get("eta", 0.0),
-        image_crf=params["crf"],
-    )
+def test_every_public_case_is_named_here():
+    assert {path.stem for path in PUBLIC.glob("*.json")} == {*QUICK, *SLOW}
 
 
-def request_of(params, folder):
-    return GenerationRequest(
-        prompt=params["prompt"],
-        image=folder / "image.png",
-        image_size=Size(200, 150),
-        seed=params["seed"],
-        negative_prompt=params.get("negative_prompt") or "",
-        size=Size(params["width"], params["height"]),
-        num_frames=params["frames"],
-        fps=params["fps"],
-        steps=params["steps"] or 8,
-        guidance_scale=params["cfg"],
-        strength=params["strength"],
-        audio=True,
-        expand_prompt=False,
-        check_safety=False,
-        quality="high",
-        write_mode="fast",
-    )
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sampler": "heun"}, "sampler 'heun'"),
+        ({"temperature": 2}, "temperature"),
+        ({"video_guider": {"cfg_scale": 2.0}}, "both cfg and a guider"),
+        ({"num_model_calls": {"stage3.": 1}}, "stage3"),
+        ({"video_tokens": 37}, "video_tokens 37"),
+        ({"audio_rate": 44_100}, "audio_rate"),
+        ({"frames": 18}, "8k"),
+    ],
+)
+def test_what_the_runner_does_not_know_fails_aloud(change, told):
+    with pytest.raises(cases.UnknownParamError, match=told):
+        cases.generation(PARAMS | change, image=PUBLIC / "image.png")
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_generation_is_the_one_the_official_code_makes(case, tiny, tmp_path):
-    facts = json.loads((PUBLIC / f"{case}.json").read_text())
-    expected = load_file(PUBLIC / f"{case}.safetensors")
-    chosen = recipe_of(facts["params"])
-    request = request_of(facts["params"], tiny)
-    kept = trace.Trace()
-    pipeline = generate.load(chosen, models=tiny, device="cpu")
-    made = plan.make_plan(request, chosen)
-    calls = [
-        progress
-        for progress in generate.generate(pipeline, request, made, output=tmp_path / "out.mp4", record=kept)
-        if progress.stage == "denoise"
-    ]
-    assert len(calls) == facts["params"]["num_model_calls"]["stage"]
-    wrong = {}
-    for name, value in expected.items():
-        if name.startswith(NOT_OURS):
-            continue
-        stride = facts["tensors"][name].get("stride", [])
-        found = kept.tensors[name][tuple(slice(None, None, step) for step in stride)]
-        assert found.shape == value.shape, name
-        off = distance(value, found)
-        if off > tolerance(name):
-            wrong[name] = off
-    assert not wrong
+def test_a_guider_param_that_nobody_reads_fails_aloud():
+    params = {key: value for key, value in PARAMS.items() if key != "cfg"}
+    with pytest.raises(cases.UnknownParamError, match="apg"):
+        cases.generation(params | {"audio_guider": {"cfg_scale": 2.0, "apg": 1}}, image=PUBLIC / "image.png")
 
 
-@pytest.mark.parametrize("name", ["pos0", "neg0", "pos1", "empty", "long"])
-def test_a_prompt_is_read_as_the_official_code_reads_it(name, tiny):
-    facts = json.loads((PUBLIC / "text.json").read_text())
-    expected = load_file(PUBLIC / "text.safetensors")
-    pipeline = generate.load(recipe_of({"lora": 0, "sampler": "", "steps": 8, "crf": 0}), models=tiny, device="cpu")
-    context = text.encode(
-        facts["params"]["prompts"][name], text_encoder=pipeline.text_encoder, connectors=pipeline.connectors
-    )
-    for key, found in (("video_context", context.video), ("audio_context", context.audio)):
-        stride = facts["tensors"][f"{name}.{key}"].get("stride", [])
-        strided = found[tuple(slice(None, None, step) for step in stride)]
-        assert distance(expected[f"{name}.{key}"], strided) < 1e-5
-    assert torch.isfinite(context.video).all()
+def test_each_guider_has_its_own_scale():
+    params = {key: value for key, value in PARAMS.items() if key != "cfg"}
+    params |= {"video_guider": {"cfg_scale": 1.0}, "audio_guider": {"cfg_scale": 7.0, "stg_scale": 1.0}}
+    case = cases.generation(params, image=PUBLIC / "image.png")
+    shares = [stream.share for stream in (case.recipe.stages[0].video, case.recipe.stages[0].audio)]
+    assert [1 + share * (case.request.guidance_scale - 1) for share in shares] == [1.0, 7.0]
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A folder with the smallest case, for a test to spoil."""
+    for suffix in ("json", "safetensors"):
+        shutil.copy(PUBLIC / f"text.{suffix}", tmp_path)
+    shutil.copy(PUBLIC.parent / "layout_tiny.json", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"salt": "another"}, "has the digest"),
+        ({"layout": "nowhere.json"}, "nowhere.json lies neither"),
+        ({"dtype": "fp16"}, "fp16"),
+    ],
+)
+def test_a_case_that_cannot_be_run_fails_and_says_why(broken, change, told, capsys):
+    sidecar = broken / "text.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | change))
+    assert run.main([str(broken)]) == 1
+    out = capsys.readouterr().out
+    assert told in out
+    assert out.endswith("0 passed, 1 failed\n")
+
+
+def test_prompts_and_components_fail_aloud_as_well(tmp_path):
+    with pytest.raises(cases.UnknownParamError, match="512"):
+        parts.prompts({"prompts": {}, "max_length": 512}, models=tmp_path, dtype=torch.float32)
+    with pytest.raises(cases.UnknownParamError, match="blur"):
+        parts.components({"seed": 1, "blur": 2}, models=tmp_path, dtype=torch.float32)
+
+
+def test_a_folder_without_cases_is_a_failure(tmp_path, capsys):
+    assert run.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out == "0 passed, 0 failed\n"
