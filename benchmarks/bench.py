@@ -192,8 +192,8 @@ def by_stage(data: Path, *, runs: int) -> dict[str, dict[str, float]]:
     from pipeline.picture import open_picture, save_picture
     from pipeline.plan import make_plan
     from pipeline.types import Size
-    from server.agent import to_request
     from server.schema import ImageToVideoInput
+    from server.words import to_request
 
     chosen = recipe.load("demo")
     loaded = generate.load(chosen, models=data / "models", device="auto")

@@ -12,7 +12,8 @@ PipelineError
 │   ├── OverBudgetError      more frames x pixels than the recipe can make
 │   └── ContentError         flagged by the safety checker
 └── GenerationError          we failed: 500
-    └── OutOfMemoryError
+    ├── OutOfMemoryError
+    └── StorageError         the disk is full or cannot be written: the process can go on
 """
 
 from collections.abc import Mapping
@@ -77,3 +78,7 @@ class GenerationError(PipelineError):
 
 class OutOfMemoryError(GenerationError):
     """The device ran out of memory."""
+
+
+class StorageError(GenerationError):
+    """The disk took no more."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline import conditioning, decode, expansion, gemma, text
 from pipeline.denoise import Conditions, denoise
-from pipeline.errors import OutOfMemoryError, WeightsError
+from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.mux import FADE_SECONDS, Mp4Writer, padded, provenance
 from pipeline.plan import CELL, Plan, Stage
 from pipeline.recipe import Recipe
@@ -54,12 +54,16 @@ class Pipeline:
     safety: SafetyChecker | None = None
 
 
-def load(recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "auto") -> Pipeline:
+def load(
+    recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "auto", residency: str = "auto"
+) -> Pipeline:
     """Loads what `recipe` names from the folder `models`.
 
     `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU.
-    Raises: WeightsError if a file is missing or does not fit.
+    Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
     """
+    if residency not in ("auto", "resident"):
+        raise OperatorError(f"residency is {residency!r}; only auto and resident can be loaded so far")
     began = time.monotonic()
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]

@@ -6,6 +6,8 @@ from typing import Final, Literal
 
 VideoQuality = Literal["low", "medium", "high", "maximum"]
 WriteMode = Literal["fast", "balanced", "small"]
+RESIDENCIES: Final = ("resident", "evict-text", "fp8", "fp8-evict-text", "stream")
+"""What of a model stays on the device while it denoises, from most to least."""
 
 DEFAULT_NEGATIVE_PROMPT: Final = (
     "color distortion, overexposure, static, blurry details, subtitles, style, artwork, painting, frame, still, "
@@ -98,3 +100,5 @@ class LoadedModel:
     device: str
     seconds: float
     """Time it took to load."""
+    residency: str = "resident"
+    """One of RESIDENCIES."""

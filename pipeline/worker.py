@@ -8,6 +8,7 @@ leaves with status 70, and the parent starts a fresh one.
 import argparse
 import contextlib
 import ctypes
+import errno
 import faulthandler
 import logging
 import queue
@@ -18,8 +19,8 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from pipeline.errors import CallerError
-from pipeline.types import Generated, Progress
+from pipeline.errors import CallerError, OutOfMemoryError, StorageError
+from pipeline.types import RESIDENCIES, Generated, Progress
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Message, Ready, failed, pack, receive
 
 EXIT_FAILED = 70
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--residency", default="auto", choices=["auto", *RESIDENCIES])
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     protect()
@@ -47,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.plan import make_plan
 
         chosen = recipe.load(args.recipe)
-        pipeline = generate.load(chosen, models=args.models, device=args.device)
+        pipeline = generate.load(chosen, models=args.models, device=args.device, residency=args.residency)
     except Exception as error:
         log.exception("the model did not load")
         connection.sendall(pack(failed(error)))
@@ -79,7 +81,7 @@ def work(connection: socket.socket, start: Start) -> int:
         while (job := jobs.get()) is not None:
             answer = _answer(connection, start, job, cancel)
             connection.sendall(pack(answer))
-            if isinstance(answer, Failed) and answer.field is None:
+            if isinstance(answer, Failed) and answer.field is None and answer.kind != StorageError.__name__:
                 return EXIT_FAILED
     except ConnectionError:
         log.info("the server is gone")
@@ -123,7 +125,16 @@ def _answer(connection: socket.socket, start: Start, job: Generate, cancel: thre
         return failed(error)
     except Exception as error:
         log.exception("the clip failed")
-        return failed(error)
+        return failed(_named(error))
+
+
+def _named(error: Exception) -> Exception:
+    """The error, under the name by which the parent knows it."""
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError(f"the machine has no memory left: {error}")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return StorageError(str(error))
+    return error
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         ("proxy-port", int),
         ("data", Path),
         ("recipe", str),
+        ("role", str),
+        ("residency", str),
         ("device", str),
     ):
         field = Settings.model_fields[name.replace("-", "_")]

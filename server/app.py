@@ -23,6 +23,7 @@ from server.schema import APP
 from server.settings import Settings
 from server.store import Store
 from server.tickets import Tickets
+from server.troubles import answer_troubles
 from server.uploads import Uploads
 
 NOT_AGAIN = {"x-fal-retryable": "false", "x-fal-needs-retry": "0"}
@@ -44,13 +45,15 @@ def create_app(
 ) -> ASGIApp:
     """The application. `jwks` is what those who check webhooks read."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.include_router(run.router(settings, jobs, orphans))
-    app.include_router(queue.router(settings, jobs, agent))
-    app.include_router(files.router(store, blobs))
-    app.include_router(uploading.router(settings, uploads, tickets, access))
-    app.include_router(health.router(store, agent))
-    app.include_router(site.router())
-    app.include_router(tokens.router(access, jwks))
+    app.include_router(health.router(settings, store, blobs, agent))
+    if settings.role != "worker":
+        app.include_router(run.router(settings, jobs, orphans))
+        app.include_router(queue.router(settings, jobs, agent))
+        app.include_router(files.router(store, blobs))
+        app.include_router(uploading.router(settings, uploads, tickets, access))
+        app.include_router(site.router())
+        app.include_router(tokens.router(access, jwks))
+    answer_troubles(app)
 
     @app.exception_handler(FalError)
     async def answer_failure(_request: Request, error: FalError) -> Response:

@@ -17,13 +17,21 @@ TAIL_LINES = 40
 STOP_SECONDS = 5.0
 
 Command = Callable[[int], Sequence[str]]
-"""The argument vector of a generating process that talks on the file descriptor given."""
+"""The argument vector of a generating process that talks on the file descriptor given. Its residency is appended."""
 
 log = logging.getLogger("ltxd.worker")
 
 
 class ChildLostError(Exception):
-    """The generating process died or went silent."""
+    """The generating process died, failed or went silent. `str(error)` says how, and may be told to the caller.
+
+    `with_last_words` and `with_last_line` are for the operator: they may hold anything that a library prints.
+    """
+
+    def __init__(self, how: str, *, detail: str = "") -> None:
+        super().__init__(how)
+        self.with_last_words = f"{how}: {detail}" if detail else how
+        self.with_last_line = f"{how}: {detail.splitlines()[-1]}" if detail else how
 
 
 class ChildSilentError(ChildLostError):
@@ -60,12 +68,13 @@ class Child:
         self._tasks = (asyncio.create_task(self._listen(reader)), asyncio.create_task(self._print()))
 
     @classmethod
-    async def start(cls, command: Command) -> "Child":
+    async def start(cls, command: Command, *, residency: str) -> "Child":
         """Starts the process that `command` names."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 *command(theirs.fileno()),
+                f"--residency={residency}",
                 pass_fds=[theirs.fileno()],
                 env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                 stdin=asyncio.subprocess.DEVNULL,
@@ -96,12 +105,15 @@ class Child:
             async with asyncio.timeout(within):
                 message = await self._messages.get()
         except TimeoutError:
-            raise ChildSilentError(f"no sign of life for {within:g} s") from None
+            raise self._lost(f"gave no sign of life for {within:g} s", kind=ChildSilentError) from None
         if message is None:
-            status = await self.kill()
-            last = f": {self.tail[-1]}" if self.tail else ""
-            raise ChildLostError(f"it {_how(status)}{last}")
+            raise self._lost(_how(await self.kill()))
         return message
+
+    def _lost(self, how: str, *, kind: "type[ChildLostError]" = ChildLostError) -> ChildLostError:
+        # why: the crash handler's first line says what no exit status does, and holds nothing of the caller's
+        fatal = next((line for line in self.tail if line.startswith("Fatal Python error:")), None)
+        return kind(how if fatal is None else f"{how} ({fatal})", detail="\n".join(self.tail))
 
     async def stop(self) -> None:
         """Asks it to leave, and kills it if it does not."""

@@ -7,6 +7,7 @@ import time
 from sqlalchemy import Connection, func, select, update
 
 from server.bell import Bell
+from server.database import StoreUnavailableError
 from server.endings import CANCELLED, ended
 from server.errors import plain
 from server.store import Store, late
@@ -27,6 +28,10 @@ async def keep_deadlines(store: Store, bell: Bell, *, orphan_seconds: float) -> 
             if due is not None and due <= time.time():
                 await store.change(lambda connection: _end_due(connection, orphan_seconds))
                 continue
+        except StoreUnavailableError:
+            # why: others tell of it, once
+            due = None
+            await asyncio.sleep(RECHECK_SECONDS)
         except Exception:
             log.exception("deadlines cannot be kept at the moment")
             due = None

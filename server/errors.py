@@ -38,7 +38,11 @@ STATUSES: dict[str, tuple[int, bool]] = {
     "queue_full": (429, True),
     "concurrent_requests_limit": (429, True),
     "storage_full": (503, True),
+    "storage_unavailable": (503, True),
 }
+
+# type: seconds after which another try makes sense
+RETRY_AFTER: dict[str, int] = {"queue_full": 10, "storage_full": 30, "storage_unavailable": 5}
 
 PIPELINE_TYPES: dict[type[pipeline_errors.PipelineError], str] = {
     pipeline_errors.ImageLoadError: "image_load_error",
@@ -85,6 +89,8 @@ class Failure:
         """What clients and proxies read without opening the body."""
         # why: clients repeat a 504 unless it says that it is of their own making
         own = {"x-fal-request-timeout-type": "user"} if self.error_type == "request_timeout" else {}
+        if self.error_type in RETRY_AFTER:
+            own["Retry-After"] = str(RETRY_AFTER[self.error_type])
         return own | {
             "x-fal-error-type": self.error_type,
             "X-Fal-Retryable": "true" if self.retryable else "false",

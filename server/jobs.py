@@ -1,5 +1,6 @@
 """From the bytes of a request to a job in the store, and from a job to what its caller is told."""
 
+import asyncio
 import base64
 import json
 import secrets
@@ -14,10 +15,13 @@ from pipeline.recipe import Recipe
 from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs
+from server.database import StoreUnavailableError
+from server.disk import free_bytes
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
 from server.records import NOBODY, Job, Sender
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
+from server.settings import Settings
 from server.store import Store
 from server.terms import Terms
 
@@ -62,9 +66,10 @@ def freeze(given: ImageToVideoInput) -> bytes:
 class Jobs:
     """Submits jobs, waits for them, and words their results."""
 
-    def __init__(self, store: Store, blobs: Blobs, bell: Bell, *, recipe: Recipe) -> None:
+    def __init__(self, settings: Settings, store: Store, blobs: Blobs, bell: Bell, *, recipe: Recipe) -> None:
         self.store = store
         self.recipe = recipe
+        self._settings = settings
         self._blobs = blobs
         self._bell = bell
 
@@ -75,14 +80,16 @@ class Jobs:
         terms: Terms,
         asked: str | None = None,
         max_waiting: int,
-        max_bytes: int,
         sender: Sender = NOBODY,
     ) -> str:
         """The id of a new job; `asked` is the digest of what its caller asks, if he waits for the answer.
 
         Raises: FalError if too many jobs or bytes wait, or too many of the sender's are in flight.
         """
-        job_id = str(uuid.uuid4())
+        free, least = free_bytes(self._settings.data), self._settings.min_free_bytes
+        if free < least:
+            raise FalError(plain("queue_full", f"The server's disk has {free} bytes left; at least {least} are kept"))
+        job_id, max_bytes = str(uuid.uuid4()), self._settings.max_queue_bytes
         match await self.store.submit(
             job_id,
             freeze(given),
@@ -141,7 +148,12 @@ class Jobs:
         """The job, once it has ended."""
         while True:
             seen = self.rings
-            job = await self.get(job_id)
+            try:
+                job = await self.get(job_id)
+            except StoreUnavailableError:
+                # why: the job goes on, so its caller may as well
+                await asyncio.sleep(RECHECK_SECONDS)
+                continue
             if job.status == "COMPLETED":
                 return job
             await self.change(seen)

@@ -17,11 +17,11 @@ from pipeline.picture import open_picture, save_picture
 from pipeline.plan import make_plan
 from pipeline.recipe import load as load_recipe
 from pipeline.types import Generated, GenerationRequest, Size
-from server.agent import to_request
 from server.errors import FalError
 from server.media import Media
 from server.schema import RESOLUTION_NAMES, ImageToVideoInput
 from server.settings import Settings
+from server.words import to_request
 
 SERVER_ONLY = ("sync_mode",)
 

@@ -89,7 +89,7 @@ async def serve(
             if not database.shared and (back := await store.recover(max_attempts=settings.max_attempts)):
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = LocalBlobs(settings.data / "blobs")
-            jobs = Jobs(store, blobs, bell, recipe=recipe)
+            jobs = Jobs(settings, store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=partial(jobs.file, max_bytes=settings.max_image_bytes))
             agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
             orphans = Orphans(store)

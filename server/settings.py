@@ -4,7 +4,7 @@ import json
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -62,8 +62,14 @@ class Settings(BaseSettings):
         description="Database that several nodes share, such as postgresql://user:password@host/name. "
         "Default: SQLite in the data folder.",
     )
+    role: Literal["all", "api", "worker"] = Field(
+        "all", description="What this node does: api answers requests, worker does jobs, all does both."
+    )
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
     device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
+    residency: Literal["auto", "resident", "evict-text", "fp8", "fp8-evict-text", "stream"] = Field(
+        "auto", description="What of the model stays on the device; auto is the first that fits."
+    )
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
         (), description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused."
     )
@@ -77,14 +83,23 @@ class Settings(BaseSettings):
     max_queue_bytes: int = Field(
         2_000_000_000, ge=1024, description="Bytes of waiting inputs above which a submit is answered 429."
     )
+    min_free_bytes: int = Field(
+        500_000_000, ge=0, description="Free bytes of disk below which a submit is answered 429 and no job is begun."
+    )
     max_body_bytes: int = Field(72_000_000, ge=1024, description="Largest request body, in bytes.")
     max_upload_bytes: int = Field(500_000_000, ge=1024, description="Largest upload, in bytes.")
     max_image_bytes: int = Field(50_000_000, ge=1024, description="Largest start image, in bytes.")
     fetch_timeout: float = Field(30.0, gt=0, description="Seconds that fetching a start image may take.")
     load_timeout: float = Field(900.0, gt=0, description="Seconds that loading the model may take.")
-    step_timeout: float = Field(
-        300.0, gt=0, description="Seconds without progress after which the generating process is taken for hung."
+    text_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds without progress, while the prompt is written and read, after which the generating "
+        "process is taken for hung.",
     )
+    step_timeout: float = Field(300.0, gt=0, description="The same, for one step of denoising.")
+    decode_timeout: float = Field(300.0, gt=0, description="The same, for upsampling, decoding and encoding a part.")
+    job_timeout: float = Field(3600.0, gt=0, description="Seconds after its start at which a job fails.")
     lease_seconds: float = Field(
         30.0, gt=0, description="Seconds without a sign of life from a node after which its job waits again."
     )

@@ -118,9 +118,9 @@ class Store:
                     attempts=JOBS.c.attempts + 1,
                     started=func.coalesce(JOBS.c.started, time.time()),
                 )
-                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload, JOBS.c.keep_for)
+                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload, JOBS.c.started, JOBS.c.keep_for)
             ).one()
-            return Claim(row.id, owner, row.attempts, row.payload, row.keep_for)
+            return Claim(row.id, owner, row.attempts, row.payload, row.started, row.keep_for)
 
         claim = await self.write(work)
         if claim is not None:
@@ -249,15 +249,15 @@ class Store:
         """The number of waiting jobs."""
         return await self.read(lambda connection: connection.scalar(_WAITING) or 0)
 
-    async def next_waiting(self, count: int) -> list[tuple[str, bytes]]:
-        """The ids and payloads of the first `count` waiting jobs."""
-        query = (
-            select(JOBS.c.id, JOBS.c.payload)
-            .where(JOBS.c.status == "IN_QUEUE")
-            .order_by(JOBS.c.priority, JOBS.c.seq)
-            .limit(count)
-        )
-        return await self.read(lambda c: [(row.id, row.payload) for row in c.execute(query)])
+    async def next_waiting(self, count: int) -> list[str]:
+        """The ids of the first `count` waiting jobs."""
+        query = select(JOBS.c.id).where(JOBS.c.status == "IN_QUEUE").order_by(JOBS.c.priority, JOBS.c.seq).limit(count)
+        return await self.read(lambda connection: list(connection.scalars(query)))
+
+    async def payload(self, job_id: str) -> bytes | None:
+        """The payload of the job, or None if it has ended."""
+        query = select(JOBS.c.payload).where(JOBS.c.id == job_id)
+        return await self.read(lambda connection: connection.scalar(query))
 
     async def logs(self, job_id: str, *, after: int = 0) -> list[LogLine]:
         """The lines of the job's log, without the first `after`."""

@@ -1,4 +1,4 @@
-"""Health: `live` while the process works, `ready` once the model can generate, and the whole state in words."""
+"""Health: `live` while the process works, `ready` once jobs can be done here, and the whole state in words."""
 
 from dataclasses import asdict
 from typing import Any
@@ -7,22 +7,53 @@ from fastapi import APIRouter, Response
 
 from server.agent import Agent
 from server.answers import reply
+from server.blobs import Blobs
+from server.database import StoreUnavailableError
+from server.disk import free_bytes
+from server.settings import Settings
 from server.store import Store
 
 
-def router(store: Store, agent: Agent) -> APIRouter:
+def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
+    async def trouble() -> str | None:
+        """What keeps jobs from being kept, if anything does."""
+        try:
+            await store.write(lambda _connection: None)
+            await blobs.check()
+        except StoreUnavailableError as error:
+            return str(error)
+        except OSError as error:
+            return f"files cannot be kept: {error.strerror or error}"
+        free = free_bytes(settings.data)
+        if free < settings.min_free_bytes:
+            return f"the disk has {free} bytes left; at least {settings.min_free_bytes} are kept"
+        return None
+
     async def state() -> dict[str, Any]:
+        ailing = await trouble()
         model = agent.state.model
+        status: str = agent.state.status
+        if agent.draining:
+            status = "draining"
+        elif ailing is not None:
+            status = "storage_unavailable"
+        elif status == "none":
+            status = "ready"
+        try:
+            waiting = await store.waiting()
+        except StoreUnavailableError:
+            waiting = None
         return {
-            "status": "draining" if agent.draining else agent.state.status,
+            "status": status,
+            "role": settings.role,
             "weights": model and model.weights,
             "demo": model and model.demo,
             "model": model and asdict(model),
-            "error": agent.state.error,
-            "queue_length": await store.waiting(),
+            "error": agent.state.error or ailing,
+            "queue_length": waiting,
             "running": agent.running,
         }
 

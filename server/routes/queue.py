@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from server.agent import Agent
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
+from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import JobNotFoundError, Jobs, parse
 from server.keys import sender_of
@@ -41,9 +42,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
             # why: fal accepts any body, and the model's refusal is the job's result
             job_id = await jobs.submit_failed(error.failure, sender=sender)
         else:
-            job_id = await jobs.submit(
-                given, terms=terms, max_waiting=limit, max_bytes=settings.max_queue_bytes, sender=sender
-            )
+            job_id = await jobs.submit(given, terms=terms, max_waiting=limit, sender=sender)
         job = await jobs.get(job_id)
         answer = _links(job_id, caller(request).base) | {
             "status": "IN_QUEUE",
@@ -116,8 +115,12 @@ async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, wants_log
     quiet_since = asyncio.get_running_loop().time()
     while not agent.draining:
         seen = jobs.rings
-        job = await jobs.get(job_id)
-        logs = await jobs.store.logs(job_id, after=lines) if wants_logs else None
+        try:
+            job = await jobs.get(job_id)
+            logs = await jobs.store.logs(job_id, after=lines) if wants_logs else None
+        except StoreUnavailableError:
+            await jobs.change(jobs.rings)
+            continue
         body = status_body(job, base=base, logs=logs)
         if logs or body | {"logs": None} != told:
             lines += len(logs or [])

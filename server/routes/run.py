@@ -34,7 +34,6 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
                 terms=terms,
                 asked=asked,
                 max_waiting=settings.max_queue_length,
-                max_bytes=settings.max_queue_bytes,
                 sender=sender_of(key_of(request)),
             )
         call = Call(jobs, orphans, job_id, origin=caller(request).origin)

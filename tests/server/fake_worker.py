@@ -4,10 +4,13 @@ crash-once, crash-always: dies by SIGKILL in the second step (once: unless the m
 hang, hang-once: goes silent. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late: in the last step.
 broken: any other exception.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
+oom: no memory with the first residency; oom-always: with any. disk-full: ENOSPC while it writes. segfault: in step 2.
 What it makes is a copy of the file --clip.
 """
 
 import argparse
+import ctypes
+import errno
 import os
 import re
 import shutil
@@ -18,8 +21,8 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from pipeline.errors import ContentError, GenerationError, OverBudgetError
-from pipeline.types import Generated, LoadedModel, Progress, Size
+from pipeline.errors import ContentError, GenerationError, OutOfMemoryError, OverBudgetError
+from pipeline.types import RESIDENCIES, Generated, LoadedModel, Progress, Size
 from pipeline.wire import Generate, Ready, pack
 from pipeline.worker import protect, work
 
@@ -29,16 +32,19 @@ def main() -> int:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--marker", type=Path, required=True)
     parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--residency", default="auto")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     args = parser.parse_args()
     protect()
     connection = socket.socket(fileno=args.fd)
     time.sleep(args.load_seconds)
-    connection.sendall(pack(Ready(LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds))))
-    return work(connection, lambda job: make(job, args.marker, args.clip))
+    residency = RESIDENCIES[0] if args.residency == "auto" else args.residency
+    model = LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds, residency)
+    connection.sendall(pack(Ready(model)))
+    return work(connection, lambda job: make(job, args.marker, args.clip, residency=residency))
 
 
-def make(job: Generate, marker: Path, clip: Path) -> Generator[Progress, None, Generated]:
+def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generator[Progress, None, Generated]:
     request = job.request
     words = request.prompt.split()
     first_time = not marker.exists()
@@ -57,6 +63,12 @@ def make(job: Generate, marker: Path, clip: Path) -> Generator[Progress, None, G
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 2 and ("hang" in words or ("hang-once" in words and first_time)):
             time.sleep(600)
+        if step == 2 and ("oom-always" in words or ("oom" in words and residency == RESIDENCIES[0])):
+            raise OutOfMemoryError("no memory left")
+        if step == 2 and "disk-full" in words:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if step == 2 and "segfault" in words:
+            ctypes.string_at(0)
         if (step == 2 and "fail" in words) or (step == steps and "fail-late" in words):
             raise GenerationError("the sampler found NaN")
         if step == 2 and "broken" in words:

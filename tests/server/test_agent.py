@@ -1,5 +1,6 @@
 """What becomes of jobs when the generating process, or the server, dies."""
 
+import logging
 import sys
 import time
 
@@ -30,12 +31,12 @@ def test_a_job_that_kills_its_process_every_time_ends_in_an_honest_500(launch, i
 
 
 def test_a_silent_process_is_killed_and_its_job_done_by_the_next_one(launch, image):
-    with launch(step_timeout=0.5) as it:
+    with launch(text_timeout=0.5, step_timeout=0.5) as it:
         assert it.run(prompt="hang-once", image_url=image).status_code == 200
 
 
 def test_a_cancelled_job_is_not_tried_again_when_its_process_dies(launch, image):
-    with launch(step_timeout=0.6) as it:
+    with launch(text_timeout=0.6, step_timeout=0.6) as it:
         job = it.submit(prompt="hang-once", image_url=image)
         it.wait(job, "IN_PROGRESS")
         time.sleep(0.2)
@@ -99,3 +100,113 @@ def test_nothing_is_left_in_the_work_folder(server, image):
     assert server.run(prompt="a", image_url=image).status_code == 200
     assert server.run(prompt="unsafe", image_url=image).status_code == 422
     assert list((server.settings.data / "work").iterdir()) == []
+
+
+def test_a_process_that_runs_out_of_memory_is_followed_by_one_that_keeps_less_on_the_device(launch, image):
+    with launch() as it:
+        job = it.submit(prompt="oom", image_url=image)
+        ended = it.wait(job)
+        assert "error" not in ended
+        assert any("evict-text" in line["message"] for line in ended["logs"])
+        assert it.http.get("/health").json()["model"]["residency"] == "evict-text"
+
+
+def test_a_job_that_fits_no_residency_is_told_what_would(launch, image):
+    with launch() as it:
+        answer = it.run(prompt="oom-always", image_url=image, num_frames=49, resolution={"width": 512, "height": 288})
+        assert answer.status_code == 500
+        (entry,) = answer.json()["detail"]
+        assert "512x288 with 49 frames" in entry["msg"]
+        assert "25 frames at this size, or 352x192 at this length" in entry["msg"]
+        assert "evict-text" in entry["msg"]
+        # the next job has what the first one began with
+        assert it.run(prompt="a", image_url=image).status_code == 200
+        assert it.http.get("/health").json()["model"]["residency"] == "resident"
+
+
+def test_a_job_without_a_smaller_residency_left_is_told_so_at_once(launch, image):
+    with launch(residency="stream") as it:
+        answer = it.run(prompt="oom-always", image_url=image)
+        assert answer.status_code == 500
+        assert "again" not in answer.text
+
+
+def test_a_full_disk_fails_the_job_in_words_and_leaves_the_process_running(launch, image):
+    with launch() as it:
+        it.run(prompt="a", image_url=image)
+        answer = it.run(prompt="disk-full", image_url=image)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "30"
+        assert "disk is full" in answer.json()["detail"]
+        assert it.run(prompt="a", image_url=image).status_code == 200
+
+
+def test_the_failure_says_how_the_process_died_and_the_log_what_it_said_last(launch, image, caplog):
+    caplog.set_level(logging.INFO)
+    with launch(max_attempts=1) as it:
+        answer = it.run(prompt="segfault", image_url=image)
+        assert answer.status_code == 500
+        assert "SIGSEGV (Fatal Python error: Segmentation fault)" in answer.json()["detail"][0]["msg"]
+        lost = [record.getMessage() for record in caplog.records if "segfault" not in record.getMessage()]
+        assert any("Fatal Python error" in line and "fake_worker.py" in line for line in lost)
+
+
+def test_a_job_that_takes_too_long_ends_in_a_timeout(launch, image):
+    with launch(job_timeout=0.3) as it:
+        answer = it.run(prompt="slow", image_url=image)
+        assert (answer.status_code, answer.headers["x-fal-error-type"]) == (504, "generation_timeout")
+        assert it.run(prompt="a", image_url=image).status_code == 200
+
+
+def test_a_bad_image_fails_while_the_model_still_loads_and_a_good_one_waits(launch, fake_command, image):
+    with launch(command=fake_command(load_seconds=600)) as it:
+        good = it.submit(prompt="a", image_url=image)
+        bad = it.submit(prompt="a", image_url="data:image/png;base64,AAAA")
+        ended = it.wait(bad)
+        assert ended["error_type"] == "image_load_error"
+        assert it.http.get("/health").json()["status"] == "loading"
+        assert it.http.get(good["status_url"]).json()["status"] == "IN_QUEUE"
+
+
+def test_a_node_of_role_api_takes_requests_and_does_no_job(launch, image):
+    with launch(role="api") as it:
+        assert it.http.get("/health/ready").status_code == 200
+        job = it.submit(prompt="a", image_url=image)
+        time.sleep(0.5)
+        assert it.http.get(job["status_url"]).json()["status"] == "IN_QUEUE"
+
+
+def test_a_node_of_role_worker_does_jobs_and_takes_none(launch, image):
+    with launch(role="api") as it:
+        job = it.submit(prompt="a", image_url=image)
+    with launch(role="worker") as it:
+        assert it.http.post("/queue/fal-ai/ltx-2.3-quality/image-to-video", json={}).status_code == 404
+        deadline = time.monotonic() + 15
+        while (health := it.http.get("/health").json())["queue_length"] or health["running"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    with launch(role="api") as it:
+        path = job["response_url"].partition("/queue/")[2]
+        assert it.http.get(f"/queue/{path}").status_code == 200
+
+
+def test_a_job_is_not_begun_while_the_disk_is_nearly_full_and_no_other_is_taken(launch, image):
+    with launch(min_free_bytes=2**60) as it:
+        answer = it.http.post("/queue/fal-ai/ltx-2.3-quality/image-to-video", json={"prompt": "a", "image_url": image})
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "10"
+        assert "disk" in answer.json()["detail"]
+        health = it.http.get("/health/ready")
+        assert (health.status_code, health.json()["status"]) == (503, "storage_unavailable")
+
+
+def test_a_stream_of_the_status_ends_when_the_server_does(launch, image):
+    with launch(drain_timeout=0) as it:
+        job = it.submit(prompt="slow", image_url=image)
+        it.wait(job, "IN_PROGRESS")
+        lines = it.http.stream("GET", f"{job['status_url']}/stream")
+        stream = lines.__enter__()
+        assert stream.status_code == 200
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    lines.__exit__(None, None, None)
