@@ -1,6 +1,7 @@
 """`ltxd client`: what a client's machine must be told so that an unchanged client of fal comes here."""
 
 import argparse
+import asyncio
 import os
 import shlex
 import sys
@@ -63,10 +64,15 @@ def _env(way: str, settings: Settings) -> int:
     if way == "proxy" and not settings.proxy_port:
         sys.stderr.write("ltxd: proxy_port is 0: name a port here and in ltxd serve, --proxy-port or LTX_PROXY_PORT\n")
         return 1
-    # why: a command that needs no certificate need not wait for the library that makes one
-    from server.tls import ensure_certificate
+    # why: a command that needs no certificate need not wait for the libraries that make one
+    from server.certificates import client_certificate
+    from server.database import StoreError
 
-    made = ensure_certificate(settings.data)
+    try:
+        made = asyncio.run(client_certificate(settings))
+    except StoreError as error:
+        sys.stderr.write(f"ltxd: {error}\n")
+        return 1
     values = variables(way, settings, bundle=made.bundle, authority=made.authority)
     if not os.environ.get("FAL_KEY"):
         values["FAL_KEY"] = "dummy"

@@ -35,7 +35,7 @@ from server.signing import Signer, make_signing_key
 from server.store import Store
 from server.sweeper import keep_clean, watch
 from server.tickets import Tickets
-from server.tls import ensure_certificate, ssl_context
+from server.tls import authority_of, ensure_certificate, ssl_context
 from server.tunnel import start_tunnel
 from server.uploads import Uploads
 from server.webhooks import Webhooks
@@ -110,7 +110,8 @@ async def serve(
             )
             servers = [(_server(app), http)]
             if tls is not None:
-                context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data))
+                authority = await shared_secret(database, "authority", partial(authority_of, settings.data))
+                context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data, authority))
                 servers.append((_server(app, context), tls))
             working = asyncio.create_task(agent.run())
             keeping = [

@@ -1,6 +1,7 @@
 """A certificate for fal's names and this machine, signed by a small authority of our own, made at first start.
 
-The authority may only sign for those names, so trusting it gives nothing else away. Its key stays in the data folder.
+The authority may only sign for those names, so trusting it gives nothing else away. It stands in the store, so that a
+client that trusts it trusts every node; each node has a certificate of its own in its data folder.
 """
 
 import datetime as dt
@@ -38,16 +39,44 @@ class Certificate:
     bundle: Path
     """certifi's authorities and ours, for clients that take only one file."""
 
+    @property
+    def made(self) -> bool:
+        """Whether all of them are there."""
+        return all(path.exists() for path in (self.certificate, self.key, self.authority, self.bundle))
 
-def ensure_certificate(data: Path) -> Certificate:
-    """The certificate in the folder `data`, made or renewed if need be."""
+
+def certificate_in(data: Path) -> Certificate:
+    """Where the certificate of the folder `data` lies, made or not."""
     folder = data / "tls"
+    return Certificate(folder / "server.pem", folder / "server.key", folder / "ca.pem", folder / "bundle.pem")
+
+
+def authority_of(data: Path) -> bytes:
+    """The authority that an earlier version left in the folder `data`, else a new one: key and certificate as PEM."""
+    key, certificate = data / "tls" / "ca.key", data / "tls" / "ca.pem"
+    if key.exists() and certificate.exists():
+        return key.read_bytes() + certificate.read_bytes()
+    signer = ec.generate_private_key(ec.SECP256R1())
+    return _pem(signer) + _authority(signer).public_bytes(serialization.Encoding.PEM)
+
+
+def ensure_certificate(data: Path, authority: bytes) -> Certificate:
+    """The certificate in the folder `data`, made or renewed by `authority` if need be."""
+    found = certificate_in(data)
+    folder = found.certificate.parent
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = Certificate(folder / "server.pem", folder / "server.key", folder / "ca.pem", folder / "bundle.pem")
+    signer = serialization.load_pem_private_key(authority, password=None)
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise ValueError("the authority in the store was not made by ltxd")
+    signed_by = x509.load_pem_x509_certificate(authority)
+    public = signed_by.public_bytes(serialization.Encoding.PEM)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not _is_current(found):
-            _make(found, folder / "ca.key")
+        if not (_is_current(found) and found.authority.read_bytes() == public):
+            _write(found.authority, public)
+            _make(found, signer, signed_by)
+        # why: it is in the store now, and a copy would only be one more to lose
+        (folder / "ca.key").unlink(missing_ok=True)
         bundle = Path(certifi.where()).read_text("utf-8") + "\n# ltxd\n" + found.authority.read_text("utf-8")
         if not found.bundle.exists() or found.bundle.read_text("utf-8") != bundle:
             _write(found.bundle, bundle.encode())
@@ -70,17 +99,7 @@ def _is_current(found: Certificate) -> bool:
     return left.days >= RENEW_DAYS and set(names) == set(_alternative_names())
 
 
-def _make(found: Certificate, authority_key: Path) -> None:
-    if found.authority.exists() and authority_key.exists():
-        authority = x509.load_pem_x509_certificate(found.authority.read_bytes())
-        signer = serialization.load_pem_private_key(authority_key.read_bytes(), password=None)
-        if not isinstance(signer, ec.EllipticCurvePrivateKey):
-            raise ValueError(f"{authority_key} is not a key that ltxd made: remove the folder {authority_key.parent}")
-    else:
-        signer = ec.generate_private_key(ec.SECP256R1())
-        authority = _authority(signer)
-        _write(authority_key, _pem(signer))
-        _write(found.authority, authority.public_bytes(serialization.Encoding.PEM))
+def _make(found: Certificate, signer: ec.EllipticCurvePrivateKey, authority: x509.Certificate) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = (
         _builder("ltxd", key.public_key(), days=CERTIFICATE_DAYS)

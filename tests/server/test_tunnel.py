@@ -12,7 +12,7 @@ import pytest
 from server.roles import HOSTS
 from server.serve import StartError, serve
 from server.settings import Settings
-from server.tls import ensure_certificate
+from server.tls import certificate_in
 from server.tunnel import refusal
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -32,7 +32,7 @@ def said(server, words: bytes) -> Iterator[bytes]:
 @pytest.fixture(scope="module")
 def client(server) -> Iterator[httpx2.Client]:
     """A client that knows only the proxy and our authority."""
-    trust = ssl.create_default_context(cafile=ensure_certificate(server.settings.data).bundle)
+    trust = ssl.create_default_context(cafile=certificate_in(server.settings.data).bundle)
     proxy = f"http://127.0.0.1:{server.ports.proxy}"
     with httpx2.Client(proxy=proxy, verify=trust, trust_env=False, timeout=60) as it:
         yield it
