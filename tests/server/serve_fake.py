@@ -1,6 +1,7 @@
-"""`ltxd serve` with the scripted process, as a program of its own: serve_fake.py DATA CLIP."""
+"""`ltxd serve` with the scripted process, as a program of its own: serve_fake.py DATA CLIP [SETTINGS as JSON]."""
 
 import asyncio
+import json
 import signal
 import sys
 from pathlib import Path
@@ -31,7 +32,8 @@ async def main() -> None:
         sys.stdout.write(f"{ports.http} {','.join(loaded)}\n")
         sys.stdout.flush()
 
-    await serve(Settings(data=data, port=0, tls_port=0), command=command, stop=stop, on_start=on_start)
+    given = {"port": 0, "tls_port": 0} | json.loads(sys.argv[3] if len(sys.argv) > 3 else "{}")
+    await serve(Settings(data=data, **given), command=command, stop=stop, on_start=on_start)
 
 
 asyncio.run(main())

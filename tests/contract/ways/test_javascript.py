@@ -1,0 +1,92 @@
+"""Each release of fal's JavaScript client in Node, in each way in, and where it goes in those it cannot use."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FAL = ("https://fal.run/files/", "https://queue.fal.run/files/")
+CURRENT = "@fal-ai/client"
+OLD = ("client-1.6.2", "client-1.0.2", "@fal-ai/serverless-client")
+VERSIONS = {CURRENT: "1.10.1", "client-1.6.2": "1.6.2", "client-1.0.2": "1.0.2", "@fal-ai/serverless-client": "0.15.0"}
+ALL = ("run", "subscribe", "upload")
+
+pytestmark = pytest.mark.full
+
+
+@pytest.fixture
+def call(machine, node, png):
+    """Does these operations with the client; gives what came of each."""
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+
+    def do(client, *operations, config=None, env=None, names=None, preload=(), does=machine.run):
+        given = {name: {"prompt": "a", "image_url": uri} for name in operations if name != "upload"}
+        if "upload" in operations:
+            given["upload"] = {"prompt": "a", "image": png.hex()}
+        order = {"client": client, "config": {"credentials": "any"} | (config or {}), "order": given}
+        imports = [f"--import=./{name}" for name in ("resolver.mjs", *preload)]
+        command = [node, *imports, "in_node.mjs"]
+        return does(command, order=order, names=names or {}, env=env or {})
+
+    return do
+
+
+@pytest.fixture
+def proxy_url(here) -> str:
+    return f"http://127.0.0.1:{here.port}/api/fal/proxy"
+
+
+def assert_all_gave_clips(told, *, at) -> None:
+    for name, came in told.items():
+        assert "output" in came, (name, came)
+        assert came["output"]["video"]["url"].startswith(at), (name, came)
+
+
+def test_the_clients_are_the_releases_that_they_are_called_by():
+    for name, version in VERSIONS.items():
+        package = json.loads((HERE.parent / "node_modules" / name / "package.json").read_text())
+        assert package["version"] == version
+
+
+def test_proxy_url_as_an_object_leads_the_newest_client_here(call, here, machine, proxy_url):
+    told = call(CURRENT, *ALL, config={"proxyUrl": {"url": proxy_url, "when": "always"}})
+    assert_all_gave_clips(told, at=f"http://127.0.0.1:{here.port}/files/")
+    assert machine.asked == set()
+
+
+@pytest.mark.parametrize("client", OLD)
+def test_older_clients_pass_over_proxy_url_in_node_and_call_fal(call, machine, proxy_url, client):
+    config = {"proxyUrl": {"url": proxy_url, "when": "always"}}
+    assert call(client, "run", config=config, does=machine.stray) == "fal.run"
+
+
+@pytest.mark.parametrize("client", [CURRENT, *OLD])
+def test_a_request_middleware_leads_every_client_here(call, here, machine, proxy_url, client):
+    told = call(client, *ALL, config={"middleware": proxy_url})
+    assert_all_gave_clips(told, at=f"http://127.0.0.1:{here.port}/files/")
+    assert machine.asked == set()
+
+
+def test_no_environment_variable_leads_a_client_here(call, here, machine):
+    assert call(CURRENT, "run", env=here.variables("env"), does=machine.stray) == "fal.run"
+
+
+def test_nodes_fetch_passes_over_https_proxy_and_calls_fal(call, here, machine):
+    assert call(CURRENT, "run", env=here.variables("proxy"), does=machine.stray) == "fal.run"
+
+
+@pytest.mark.parametrize("client", [CURRENT, *OLD])
+def test_the_proxy_leads_every_client_here_once_fetch_heeds_it(call, here, machine, client):
+    told = call(client, *ALL, env=here.variables("proxy"), preload=["env_proxy.mjs"])
+    assert_all_gave_clips(told, at=FAL)
+    assert machine.asked == set()
+
+
+@pytest.mark.parametrize("client", [CURRENT, *OLD])
+def test_the_hosts_file_leads_every_client_here(call, here, machine, hosts, client):
+    told = call(client, *ALL, env=here.variables("hosts"), names=hosts)
+    assert_all_gave_clips(told, at=FAL)
+    assert machine.asked <= set(hosts)
+    assert {"fal.run", "queue.fal.run"} <= machine.asked
