@@ -8,6 +8,7 @@ DATA := $(CURDIR)/data
 DEMO_WEIGHTS := data/models/demo/ltx-2.3-demo.safetensors
 JS := tests/contract
 JS_INSTALLED := $(JS)/node_modules/.package-lock.json
+OLD_CLIENTS := $(foreach version,0.11.0 0.13.2,$(JS)/python_modules/$(version)/installed)
 PYTEST_FLAGS ?= -q
 
 .PHONY: help demo test check lint test-full serve bench clean
@@ -17,7 +18,7 @@ help:
 	@echo "make serve      the server, until Ctrl-C"
 	@echo "make test       the tests that need nothing but Python and PyPI"
 	@echo "make check      format, lint, types, floors, then the tests"
-	@echo "make test-full  the tests, and those that need Node.js, npm and curl"
+	@echo "make test-full  the tests, and those that need Node.js, npm, curl and Chromium"
 	@echo "make bench      time and memory, stage by stage"
 	@echo "make clean      removes the environment and the caches; out/ and data stay"
 
@@ -33,6 +34,10 @@ $(JS_INSTALLED): $(JS)/package.json $(JS)/package-lock.json
 	@command -v node >/dev/null || { echo "Node.js is missing: install the package nodejs (18 or newer)" >&2; exit 1; }
 	@command -v npm >/dev/null || { echo "npm is missing: install the package npm" >&2; exit 1; }
 	@npm ci --prefix $(JS) --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+$(OLD_CLIENTS): $(JS)/python_modules/%/installed: | $(INSTALLED)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade --target $(@D) fal-client==$*
 	@touch $@
 
 $(DEMO_WEIGHTS): $(wildcard weights/demo/*.*) | $(INSTALLED)
@@ -57,12 +62,12 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache --no-logo
 
-test-full: test $(JS_INSTALLED)
+test-full: test $(JS_INSTALLED) $(OLD_CLIENTS)
 	@$(BIN)/pytest $(PYTEST_FLAGS) -m "full and not slow and not gpu"
 
 bench: $(INSTALLED) $(DEMO_WEIGHTS)
 	@$(BIN)/python benchmarks/bench.py
 
 clean:
-	rm -rf $(VENV) $(JS)/node_modules .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(JS)/node_modules $(JS)/python_modules .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
