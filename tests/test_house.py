@@ -94,7 +94,7 @@ def test_the_javascript_lock_is_exact_and_names_no_host():
 def test_nothing_names_a_folder_of_the_machine_it_was_written_on():
     home = "/" + "work" + "/"
     suffixes = {".py", ".md", ".toml", ".txt", ".json", ".mjs", ".yaml", ""}
-    skipped = re.compile(r"\.(?!ci$|pre-commit|gitignore|dockerignore).*|node_modules|python_modules|out|data|.*\.egg-info")
+    skipped = re.compile(r"\.(?!ci$|pre-commit|gitignore|dockerignore).*|(node|python)_modules|out|data|.*\.egg-info")
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         if path.suffix in suffixes and path.is_file() and not any(skipped.fullmatch(part) for part in parts):
