@@ -126,6 +126,11 @@ def node() -> str:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    return needs("chromium", package="chromium")
+
+
+@pytest.fixture(scope="session")
 def curl() -> None:
     needs("curl", package="curl")
 

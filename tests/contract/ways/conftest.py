@@ -122,6 +122,18 @@ def hosts(here) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
+def clip() -> bytes:
+    """What every clip of the scripted process holds."""
+    return CLIP
+
+
+@pytest.fixture(scope="session")
+def fal_files() -> tuple[str, ...]:
+    """How file addresses begin where a client believes that it speaks to fal."""
+    return ("https://fal.run/files/", "https://queue.fal.run/files/")
+
+
+@pytest.fixture(scope="session")
 def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FAL = ("https://fal.run/files/", "https://queue.fal.run/files/")
 CURRENT = "@fal-ai/client"
 OLD = ("client-1.6.2", "client-1.0.2", "@fal-ai/serverless-client")
 VERSIONS = {CURRENT: "1.10.1", "client-1.6.2": "1.6.2", "client-1.0.2": "1.0.2", "@fal-ai/serverless-client": "0.15.0"}
@@ -78,15 +77,15 @@ def test_nodes_fetch_passes_over_https_proxy_and_calls_fal(call, here, machine):
 
 
 @pytest.mark.parametrize("client", [CURRENT, *OLD])
-def test_the_proxy_leads_every_client_here_once_fetch_heeds_it(call, here, machine, client):
+def test_the_proxy_leads_every_client_here_once_fetch_heeds_it(call, here, machine, client, fal_files):
     told = call(client, *ALL, env=here.variables("proxy"), preload=["env_proxy.mjs"])
-    assert_all_gave_clips(told, at=FAL)
+    assert_all_gave_clips(told, at=fal_files)
     assert machine.asked == set()
 
 
 @pytest.mark.parametrize("client", [CURRENT, *OLD])
-def test_the_hosts_file_leads_every_client_here(call, here, machine, hosts, client):
+def test_the_hosts_file_leads_every_client_here(call, here, machine, hosts, client, fal_files):
     told = call(client, *ALL, env=here.variables("hosts"), names=hosts)
-    assert_all_gave_clips(told, at=FAL)
+    assert_all_gave_clips(told, at=fal_files)
     assert machine.asked <= set(hosts)
     assert {"fal.run", "queue.fal.run"} <= machine.asked

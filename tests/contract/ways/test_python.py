@@ -8,7 +8,6 @@ import pytest
 
 HERE = Path(__file__).parent
 OLD = ("0.11.0", "0.13.2")
-FAL = ("https://fal.run/files/", "https://queue.fal.run/files/")
 CURRENT = "1.0.3"
 EVERY = [CURRENT, *(pytest.param(version, marks=pytest.mark.full) for version in OLD)]
 REST = {"0.11.0": "rest.alpha.fal.ai"}
@@ -58,15 +57,15 @@ def test_environment_variables_alone_do_not_lead_uploads_here(call, here, machin
     assert strange == REST.get(version, "rest.fal.ai")
 
 
-def test_the_proxy_leads_everything_here_and_no_name_is_looked_up(call, here, machine):
+def test_the_proxy_leads_everything_here_and_no_name_is_looked_up(call, here, machine, fal_files):
     told = call("run", "subscribe", "subscribe_async", "upload", env=here.variables("proxy"))
-    assert_all_gave_clips(told, at=FAL)
+    assert_all_gave_clips(told, at=fal_files)
     assert machine.asked == set()
 
 
-def test_the_hosts_file_leads_everything_here(call, here, machine, hosts):
+def test_the_hosts_file_leads_everything_here(call, here, machine, hosts, fal_files):
     told = call("run", "subscribe", "upload", env=here.variables("hosts"), names=hosts)
-    assert_all_gave_clips(told, at=FAL)
+    assert_all_gave_clips(told, at=fal_files)
     assert machine.asked <= set(hosts)
     assert {"fal.run", "queue.fal.run"} <= machine.asked
 
