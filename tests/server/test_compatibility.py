@@ -1,6 +1,7 @@
 """docs/fal-compatibility.md against the schema and the routes of the server."""
 
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,3 +105,19 @@ def test_every_route_that_is_told_is_there_and_none_that_is_not_offered(routes):
     told = told_routes()
     assert {route for route, here in told.items() if here != "not offered"} - routes == set()
     assert not {route for route, here in told.items() if here == "not offered"} & routes
+
+
+def test_the_table_of_clients_says_of_each_in_every_way_whether_it_works():
+    lines = (ROOT / "docs/clients.md").read_text().splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    clients = {row[0]: row[1:] for row in table[2:]}
+    packages = json.loads((ROOT / "tests/contract/package.json").read_text())["dependencies"]
+    javascript = [f"{name} {of}" for name, of in packages.items() if name.startswith("@fal-ai/")]
+    javascript += [of.removeprefix("npm:").replace("@1", " 1") for of in packages.values() if of.startswith("npm:")]
+    assert len(javascript) == 4
+    python = [f"fal-client {version}" for version in ("0.11.0", "0.13.2", "1.0.3")]
+    told = {name.replace("`", "").removesuffix(", Node") for name in clients}
+    assert {*javascript, *python} < told
+    for client, ways in clients.items():
+        assert len(ways) == 4
+        assert all(way.startswith(("works", "impossible")) for way in ways), client
