@@ -10,7 +10,8 @@ PipelineError
 │   ├── ImageTooSmallError
 │   ├── ImageTooLargeError
 │   ├── OverBudgetError      more frames x pixels than the recipe can make
-│   └── ContentError         flagged by the safety checker
+│   ├── ContentError         flagged by the safety checker
+│   └── SafetyUnavailableError  to be checked, and there is no checker
 └── GenerationError          we failed: 500
     ├── OutOfMemoryError
     └── StorageError         the disk is full or cannot be written: the process can go on
@@ -70,6 +71,10 @@ class OverBudgetError(CallerError):
 
 class ContentError(CallerError):
     """The safety checker flagged the prompt, the image or the output."""
+
+
+class SafetyUnavailableError(CallerError):
+    """The request asks for the safety checker, which did not load: it is refused rather than made unchecked."""
 
 
 class GenerationError(PipelineError):

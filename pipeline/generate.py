@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from pipeline import conditioning, decode, expansion, gemma, text
@@ -20,7 +18,7 @@ from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.mux import FADE_SECONDS, Mp4Writer, padded, provenance
 from pipeline.plan import CELL, Plan, Stage
 from pipeline.recipe import Recipe
-from pipeline.safety import SafetyChecker
+from pipeline.safety import Safety, Watch
 from pipeline.trace import Record, discard
 from pipeline.transformer import Context
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Generated, GenerationRequest, LoadedModel, Progress, Size
@@ -51,7 +49,7 @@ class Pipeline:
     vocoder: nn.Module
     contexts: text.Contexts
     upsampler: nn.Module | None = None
-    safety: SafetyChecker | None = None
+    safety: Safety = Safety()  # noqa: RUF009 frozen
 
 
 def load(
@@ -117,15 +115,12 @@ def generate(
     if pipeline.model.demo:
         yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
 
-    checker = pipeline.safety if request.check_safety else None
-    if request.check_safety and checker is None:
-        yield Progress("safety", 1, 1, message="enable_safety_checker: no checker is installed, nothing is checked")
-    if checker is not None:
-        checker.check_prompt(request.prompt)
-        if request.image is not None:
-            with Image.open(request.image) as start:
-                checker.check_picture(np.asarray(start.convert("RGB")), field="image")
-        yield Progress("safety", 1, 1)
+    watch = Watch(pipeline.safety, asked=request.check_safety, num_frames=plan.num_frames)
+    yield from watch.begin()
+    yield from watch.prompt(request.prompt)
+    if request.image is not None:
+        yield from watch.image(request.image)
+    yield Progress("safety", 1, 1)
 
     words = request.prompt
     if request.expand_prompt:
@@ -136,6 +131,7 @@ def generate(
             image=request.image,
             seed=request.seed,
         )
+        yield from watch.prompt(words)
     yield Progress("expand", 1, 1)
     if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
         yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
@@ -167,7 +163,7 @@ def generate(
                     samples = int(plan.num_frames / plan.fps * SAMPLE_RATE)
                     sound = padded(sound, samples=samples, fade=round(FADE_SECONDS * SAMPLE_RATE))
                 mp4.audio(sound, sample_rate=SAMPLE_RATE)
-            yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, checker=checker, record=record))
+            yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, watch=watch, record=record))
         seconds["decode"] = time.monotonic() - began
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(f"{plan.size} at {plan.num_frames} frames does not fit the device: {error}") from error
@@ -263,7 +259,7 @@ def _write_frames(
     plan: Plan,
     mp4: Mp4Writer,
     *,
-    checker: SafetyChecker | None,
+    watch: Watch,
     record: Record,
 ) -> Generator[Progress, None, None]:
     kept = []
@@ -272,11 +268,11 @@ def _write_frames(
         if record is not discard:
             kept.append(chunk.float())
         pixels = decode.to_bytes(chunk).cpu().numpy()
-        if checker is not None:
-            checker.check_picture(pixels[-1], field="prompt")
+        yield from watch.frames(pixels, first=done)
         mp4.frames(pixels)
         done += len(chunk)
         yield Progress("decode", done, plan.num_frames)
+    yield from watch.end()
     if kept:
         record("frames", torch.cat(kept))
 

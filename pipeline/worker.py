@@ -1,8 +1,8 @@
 """The generating process: loads one recipe's model, then makes clips one after another as its parent asks.
 
-`python -m pipeline.worker --fd N --recipe NAME --models DIR --device DEVICE`, where N is a connected socket. It dies
-with its parent. A caller's error leaves it running; any other failure may have poisoned the device, so it says so and
-leaves with status 70, and the parent starts a fresh one.
+`python -m pipeline.worker --fd N --recipe NAME --models DIR --safety-threshold X ...`, where N is a connected socket.
+It dies with its parent. A caller's error leaves it running; any other failure may have poisoned the device, so it says
+so and leaves with status 70, and the parent starts a fresh one.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import CallerError, OutOfMemoryError, StorageError
@@ -39,17 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residency", default="auto", choices=["auto", *RESIDENCIES])
+    parser.add_argument("--safety-classifier", type=Path)
+    parser.add_argument("--safety-threshold", type=float, required=True)
+    parser.add_argument("--force-safety-checker", action="store_true")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     protect()
     connection = socket.socket(fileno=args.fd)
     try:
         # why: torch takes seconds to import, and the signals and the parent's death must be handled before that
-        from pipeline import generate, recipe
+        from pipeline import generate, recipe, safety
         from pipeline.plan import make_plan
 
         chosen = recipe.load(args.recipe)
-        pipeline = generate.load(chosen, models=args.models, device=args.device, residency=args.residency)
+        pipeline = replace(
+            generate.load(chosen, models=args.models, device=args.device, residency=args.residency),
+            safety=safety.load(
+                classifier=args.safety_classifier, threshold=args.safety_threshold, forced=args.force_safety_checker
+            ),
+        )
     except Exception as error:
         log.exception("the model did not load")
         connection.sendall(pack(failed(error)))

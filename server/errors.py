@@ -51,6 +51,7 @@ PIPELINE_TYPES: dict[type[pipeline_errors.PipelineError], str] = {
     pipeline_errors.ImageTooLargeError: "image_too_large",
     pipeline_errors.OverBudgetError: "value_error",
     pipeline_errors.ContentError: "content_policy_violation",
+    pipeline_errors.SafetyUnavailableError: "feature_not_supported",
     pipeline_errors.CallerError: "value_error",
 }
 

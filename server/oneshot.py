@@ -117,7 +117,7 @@ def _image_bytes(image_url: str, settings: Settings) -> bytes:
 def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Settings) -> Generated:
     """The clip, with a bar per stage on stderr while it is made."""
     # torch takes seconds to import; a mistyped flag is told before that
-    from pipeline import generate, trace
+    from pipeline import generate, safety, trace
 
     recipe = load_recipe(settings.recipe)
     recipe = replace(
@@ -131,7 +131,14 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         stages = tuple(replace(stage, lora_strength=args.lora_strength) for stage in recipe.stages)
         recipe = replace(recipe, stages=stages)
     plan = make_plan(request, recipe)
-    pipeline = generate.load(recipe, models=settings.models, device=settings.device, dtype=args.dtype)
+    pipeline = replace(
+        generate.load(recipe, models=settings.models, device=settings.device, dtype=args.dtype),
+        safety=safety.load(
+            classifier=settings.safety_classifier,
+            threshold=settings.safety_threshold,
+            forced=settings.force_safety_checker,
+        ),
+    )
     record = trace.discard if args.trace is None else trace.Trace()
     clip = generate.generate(pipeline, request, plan, output=args.out, record=record)
     stage, bar = "", tqdm(disable=True)

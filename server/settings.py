@@ -26,6 +26,10 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
+def _expanded(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser().absolute()
+
+
 Commas = (NoDecode, BeforeValidator(_split))
 
 
@@ -66,6 +70,15 @@ class Settings(BaseSettings):
         "all", description="What this node does: api answers requests, worker does jobs, all does both."
     )
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
+    force_safety_checker: bool = Field(
+        default=False, description="Checks every clip, whatever enable_safety_checker says."
+    )
+    safety_classifier: Annotated[Path | None, AfterValidator(_expanded)] = Field(
+        None, description="Folder of an image classifier of transformers. Default: the open_nsfw installed along."
+    )
+    safety_threshold: float = Field(
+        0.8, gt=0, le=1, description="Score from 0 to 1 from which a picture counts as not safe."
+    )
     device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
     residency: Literal["auto", "resident", "evict-text", "fp8", "fp8-evict-text", "stream"] = Field(
         "auto", description="What of the model stays on the device; auto is the first that fits."

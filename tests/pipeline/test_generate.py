@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline import generate, plan, recipe
-from pipeline.errors import ContentError, WeightsError
+from pipeline import generate, plan, recipe, safety, word_list
+from pipeline.classifiers import Classifier
+from pipeline.errors import ContentError, SafetyUnavailableError, WeightsError
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Size
 
 TINY = replace(
@@ -17,7 +18,8 @@ TINY = replace(
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    return generate.load(TINY, models=tiny, device="cpu")
+    harmless = safety.Checker(word_list.shipped(), Classifier("blind", lambda _: 0.0), 0.5)
+    return replace(generate.load(TINY, models=tiny, device="cpu"), safety=safety.Safety(harmless))
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def test_in_bfloat16_the_vocoder_alone_is_float32(tiny, request_, tmp_path):
     half = generate.load(TINY, models=tiny, device="cpu", dtype="bfloat16")
     assert {p.dtype for p in half.vocoder.parameters()} == {torch.float32}
     assert {p.dtype for p in half.vae.decoder.parameters()} == {torch.bfloat16}
-    made, _ = run(half, request_, tmp_path / "out.mp4")
+    made, _ = run(half, replace(request_, check_safety=False), tmp_path / "out.mp4")
     assert made.has_audio
 
 
@@ -183,40 +185,89 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
         generate.load(TINY, models=tmp_path, device="cpu")
 
 
-class Prude:
-    """A checker that flags what it is told to, and keeps what it has looked at."""
-
-    def __init__(self, flags):
-        self.flags, self.seen = flags, []
-
-    def check_prompt(self, _prompt):
-        self.look("prompt")
-
-    def check_picture(self, picture, *, field):
-        assert picture.dtype == np.uint8
-        self.look("image" if field == "image" else "frames")
-
-    def look(self, what):
-        self.seen.append(what)
-        if what == self.flags:
-            raise ContentError("flagged", field="prompt")
+def watched(pipeline, score, *, threshold=0.5, forced=False):
+    """The pipeline with a checker whose classifier is `score`."""
+    checker = safety.Checker(word_list.shipped(), Classifier("prude", score), threshold)
+    return replace(pipeline, safety=safety.Safety(checker, forced=forced))
 
 
-@pytest.mark.parametrize("flags", ["prompt", "image", "frames"])
-def test_what_the_checker_flags_ends_the_generation_and_leaves_no_file(pipeline, request_, tmp_path, flags):
-    prude = Prude(flags)
-    with pytest.raises(ContentError):
-        run(replace(pipeline, safety=prude), request_, tmp_path / "out.mp4")
-    assert prude.seen[-1] == flags
+def messages(seen):
+    return [p.message for p in seen if p.stage == "safety" and p.message]
+
+
+def refused(pipeline, request, output):
+    """The error that ends the generation, and what was said before."""
+    seen = []
+    with pytest.raises(ContentError) as error:
+        seen.extend(generate.generate(pipeline, request, plan.make_plan(request, TINY), output=output))
+    return error.value, messages(seen)
+
+
+def test_what_was_checked_stands_in_the_log(pipeline, request_, tmp_path):
+    shown = []
+    made, seen = run(watched(pipeline, lambda p: shown.append(p) or 0.25), request_, tmp_path / "out.mp4")
+    (said,) = messages(seen)
+    assert said == (
+        "safety checker: the prompt by the word list, the start image (0.25) and 8 frames (highest 0.25) by prude at "
+        "threshold 0.50: nothing flagged"
+    )
+    assert shown[0].shape == (150, 200, 3)
+    clip = frames(made.path)
+    assert all(picture.dtype == np.uint8 for picture in shown)
+    assert [
+        int(np.abs(clip - picture.astype(float)).mean((1, 2, 3)).argmin()) for picture in (shown[1], shown[-1])
+    ] == [
+        0,
+        24,
+    ]
+
+
+def test_a_flagged_start_image_ends_the_generation_before_any_work(pipeline, request_, tmp_path):
+    error, said = refused(watched(pipeline, lambda _: 0.9), request_, tmp_path / "out.mp4")
+    assert error.field == "image"
+    assert said == ["safety checker: start image was flagged by prude: 0.90, threshold 0.50"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checker_that_is_switched_off_sees_nothing(pipeline, request_, tmp_path):
-    prude = Prude("prompt")
-    run(replace(pipeline, safety=prude), replace(request_, check_safety=False), tmp_path / "out.mp4")
-    assert prude.seen == []
+@pytest.mark.parametrize("score", [0.5, 0.9, float("nan")])
+def test_a_flagged_frame_ends_the_generation_and_leaves_no_file(pipeline, request_, tmp_path, score):
+    scores = iter([0.1, 0.2, score])
+    error, said = refused(watched(pipeline, lambda _: next(scores)), request_, tmp_path / "out.mp4")
+    assert (error.field, str(error)) == ("prompt", safety.FLAGGED)
+    assert said[-1].startswith("safety checker: frame 3 was flagged by prude")
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_checker_the_log_says_that_nothing_was_checked(pipeline, request_, tmp_path):
-    _, seen = run(pipeline, request_, tmp_path / "out.mp4")
-    assert any("nothing is checked" in (p.message or "") for p in seen)
+def test_a_flagged_prompt_ends_the_generation_before_the_image_is_looked_at(pipeline, request_, tmp_path):
+    asked = replace(request_, prompt="A naked man walks in.")
+    error, said = refused(watched(pipeline, lambda _: pytest.fail("looked")), asked, tmp_path / "out.mp4")
+    assert error.field == "prompt"
+    assert said == ["safety checker: the prompt was flagged by the word list, rule 'nudity'"]
+    assert "naked" not in str(error)
+
+
+def test_a_check_that_is_switched_off_sees_nothing_and_the_log_says_so(pipeline, request_, tmp_path):
+    free = replace(request_, check_safety=False)
+    _, seen = run(watched(pipeline, lambda _: pytest.fail("looked")), free, tmp_path / "out.mp4")
+    assert messages(seen) == ["enable_safety_checker is false: nothing is checked"]
+
+
+def test_the_operator_can_forbid_switching_it_off(pipeline, request_, tmp_path):
+    free = replace(request_, check_safety=False)
+    error, said = refused(watched(pipeline, lambda _: 0.9, forced=True), free, tmp_path / "out.mp4")
+    assert error.field == "image"
+    assert said[0] == "enable_safety_checker is true all the same, as the operator says"
+
+
+@pytest.mark.parametrize(("asked", "forced"), [(True, False), (False, True)])
+def test_what_is_to_be_checked_and_cannot_be_is_not_made(pipeline, request_, tmp_path, asked, forced):
+    without = replace(pipeline, safety=safety.Safety(None, forced=forced))
+    with pytest.raises(SafetyUnavailableError, match="could not be loaded"):
+        run(without, replace(request_, check_safety=asked), tmp_path / "out.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_checker_what_need_not_be_checked_is_made(pipeline, request_, tmp_path):
+    without = replace(pipeline, safety=safety.Safety(None))
+    made, _ = run(without, replace(request_, check_safety=False), tmp_path / "out.mp4")
+    assert made.path.exists()

@@ -151,7 +151,8 @@ def test_any_other_error_ends_the_process_after_it_was_told():
 def program(tmp_path):
     """The real program, with nothing to load."""
     ours, theirs = socket.socketpair()
-    argv = ["-m", "pipeline.worker", f"--fd={theirs.fileno()}", "--recipe=no-such-recipe", f"--models={tmp_path}"]
+    flags = [f"--fd={theirs.fileno()}", "--recipe=no-such-recipe", f"--models={tmp_path}", "--safety-threshold=0.8"]
+    argv = ["-m", "pipeline.worker", *flags]
     with (
         ours,
         subprocess.Popen(

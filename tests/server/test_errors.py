@@ -35,6 +35,28 @@ def test_a_callers_error_is_422_of_fals_type_on_fals_field(kind, error_type):
     ]
 
 
+def test_what_the_checker_flags_is_told_in_fals_own_form():
+    told = "The content could not be processed because it contained material flagged by a content checker."
+    failure = from_worker(failed(pipeline_errors.ContentError(told, field="prompt")))
+    assert failure.status == 422
+    assert failure.body() == {
+        "detail": [
+            {
+                "loc": ["body", "prompt"],
+                "msg": told,
+                "type": "content_policy_violation",
+                "url": "https://docs.fal.ai/errors#content_policy_violation",
+            }
+        ]
+    }
+
+
+def test_a_checker_that_is_not_there_is_told_at_the_field_that_asks_for_it():
+    failure = from_worker(failed(pipeline_errors.SafetyUnavailableError("no checker", field="check_safety")))
+    assert (failure.status, failure.error_type) == (422, "feature_not_supported")
+    assert failure.detail[0]["loc"] == ["body", "enable_safety_checker"]
+
+
 @pytest.mark.parametrize(
     "error", [pipeline_errors.GenerationError("inside"), RuntimeError("inside"), OSError("inside")]
 )
