@@ -138,7 +138,7 @@ def modulation(model: Any, sigma: float, *, video: Runs, audio: Runs, dtype: tor
         return rows, embedding
 
     def rows(table: str, share: Tensor, *, of: slice = slice(None), scales: slice = slice(0)) -> Tensor:
-        tables = torch.stack([getattr(block, table)[of] for block in model.transformer_blocks])
+        tables = torch.stack([getattr(block, table)[of] for block in model.transformer_blocks.children()])
         return _rows(tables, share, scales=scales)
 
     of_blocks, of_output = share(model.time_embed, of_video)

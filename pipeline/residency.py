@@ -1,0 +1,216 @@
+"""Where weights are while they are not needed: on the device, or on the host and brought over block by block."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from weights import fp8
+
+SLOTS: Final = 2
+"""Blocks on the device at once: one computes while the next arrives."""
+_LARGE: Final = 2**16
+"""Bytes from which a block's tensor waits on the host. The small ones, such as tables and biases, stay."""
+_ALIGNED: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a module keeps a tensor, and the copy of it that waits on the host."""
+
+    module: nn.Module
+    name: str
+    host: Tensor
+
+    def put(self, value: Tensor) -> None:
+        """Lets the module see `value`."""
+        if self.name in dict(self.module.named_buffers(recurse=False)):
+            setattr(self.module, self.name, value)
+        else:
+            setattr(self.module, self.name, nn.Parameter(value, requires_grad=False))
+
+
+class Streamed(nn.ModuleList):
+    """Blocks whose large weights wait on the host; iterating brings them over, each while the one before computes.
+
+    They share as many slots of device memory as are filled at once. Iterating is the only way to blocks that are
+    filled; `children` gives them as they are, with their small tensors.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], *, device: torch.device) -> None:
+        super().__init__(blocks)
+        self._device = device
+        self._waiting = [
+            [place for place in _places(block, pinned=device.type == "cuda") if place.host.nbytes >= _LARGE]
+            for block in self.children()
+        ]
+        for block in self.children():
+            _move_small(block, device)
+        self._slots: list[_Slot] = []
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of one slot: as much as the largest block needs."""
+        return max(sum(_padded(place.host) for place in places) for places in self._waiting)
+
+    def open(self) -> None:
+        """Takes the memory of the slots."""
+        self._slots = [_Slot(self.slot_bytes, self._device) for _ in range(SLOTS)]
+        for index, places in enumerate(self._waiting):
+            for place, view in zip(places, self._slots[index % SLOTS].views(places), strict=True):
+                place.put(view)
+
+    def close(self) -> None:
+        """Gives it back."""
+        for place in (place for places in self._waiting for place in places):
+            place.put(place.host)
+        self._slots = []
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        blocks = list(self.children())
+        self._fetch(0)
+        for index, block in enumerate(blocks):
+            if index + 1 < len(blocks):
+                self._fetch(index + 1)
+            slot = self._slots[index % SLOTS]
+            slot.begin()
+            yield block
+            slot.end()
+
+    def __getitem__(self, index: Any) -> Any:
+        """A whole slice is the list itself: transformers' models go through their layers by one."""
+        if isinstance(index, slice) and index.indices(len(self)) == (0, len(self), 1):
+            return self
+        return super().__getitem__(index)
+
+    def _fetch(self, index: int) -> None:
+        self._slots[index % SLOTS].fill(self._waiting[index])
+
+
+class _Slot:
+    """Device memory for one block. On CUDA it is filled on a stream of its own, in order with who computes from it."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+        self._order = _Order(self._bytes) if device.type == "cuda" else None
+
+    def views(self, places: list[_Place]) -> Iterator[Tensor]:
+        """Its memory as the tensors of a block."""
+        begin = 0
+        for place in places:
+            flat = self._bytes[begin : begin + place.host.nbytes]
+            yield flat.view(place.host.dtype).view(place.host.shape)
+            begin += _padded(place.host)
+
+    def fill(self, places: list[_Place]) -> None:
+        """Brings a block over, once nothing computes from the one before."""
+        with self._order.filling() if self._order else contextlib.nullcontext():
+            for place, view in zip(places, self.views(places), strict=True):
+                view.copy_(place.host, non_blocking=True)
+
+    def begin(self) -> None:
+        """Lets what follows wait, on the device, for the block to have arrived."""
+        if self._order:
+            self._order.begin()
+
+    def end(self) -> None:
+        """Marks that what computes from the block has been queued."""
+        if self._order:
+            self._order.end()
+
+
+class _Order:
+    """Keeps copies into a slot and computing from it apart, on the device: the host waits for neither."""
+
+    def __init__(self, slot: Tensor) -> None:
+        self._copying = torch.cuda.Stream(slot.device)
+        self._filled, self._free = torch.cuda.Event(), torch.cuda.Event()
+        slot.record_stream(self._copying)
+        self.end()
+
+    @contextlib.contextmanager
+    def filling(self) -> Iterator[None]:
+        with torch.cuda.stream(self._copying):
+            self._copying.wait_event(self._free)
+            yield
+            self._filled.record()
+
+    def begin(self) -> None:
+        torch.cuda.current_stream().wait_event(self._filled)
+
+    def end(self) -> None:
+        self._free.record()
+
+
+def stream_blocks(transformer: Any, *, device: torch.device) -> None:
+    """Lets the blocks of a transformer on the host wait there, and moves what is left of it to `device`."""
+    blocks = Streamed(transformer.transformer_blocks, device=device)
+    transformer.transformer_blocks = nn.ModuleList()
+    transformer.to(device)
+    transformer.transformer_blocks = blocks
+    blocks.open()
+
+
+class Visitor:
+    """A text encoder that lives on the host and comes to the device for as long as it is used, its layers by turns."""
+
+    def __init__(self, language_model: Any, whole: nn.Module, *, device: torch.device) -> None:
+        self._layers = Streamed(language_model.layers, device=device)
+        language_model.layers = self._layers
+        self._device = device
+        streamed = {id(module) for module in self._layers.modules()}
+        self._rest = [
+            place for place in _places(whole, pinned=device.type == "cuda") if id(place.module) not in streamed
+        ]
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Keeps it on the device."""
+        moved: dict[int, Tensor] = {}
+        for place in self._rest:  # tied weights are one tensor on both sides
+            key = place.host.untyped_storage()._cdata  # noqa: SLF001 the only identity a storage has
+            if key not in moved:
+                moved[key] = place.host.to(self._device, non_blocking=True)
+            place.put(moved[key])
+        moved.clear()
+        self._layers.open()
+        try:
+            yield
+        finally:
+            self._layers.close()
+            for place in self._rest:
+                place.put(place.host)
+
+
+def to_fp8(module: nn.Module, within: str) -> None:
+    """Puts every Linear under `within` that is not in fp8 yet into it, with a fresh scale. Inputs stay as they are."""
+    for name, linear in list(module.get_submodule(within).named_modules(prefix=within)):
+        if not isinstance(linear, nn.Linear):
+            continue
+        weight, bias = linear.weight.detach(), linear.bias
+        scale = fp8.fresh_scale(weight)
+        fp8.replace(module, name, has_input_scale=False)
+        tensors = {"weight": fp8.quantise(weight, scale), "weight_scale": scale}
+        if bias is not None:
+            tensors["bias"] = bias.detach()
+        module.get_submodule(name).load_state_dict(tensors, strict=True, assign=True)
+
+
+def _places(module: nn.Module, *, pinned: bool) -> Iterator[_Place]:
+    for part in module.modules():
+        for name, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
+            host = value.detach()
+            yield _Place(part, name, host.pin_memory() if pinned else host)
+
+
+def _move_small(block: nn.Module, device: torch.device) -> None:
+    for place in _places(block, pinned=False):
+        if place.host.nbytes < _LARGE:
+            place.put(place.host.to(device))
+
+
+def _padded(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // _ALIGNED) * _ALIGNED

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from pipeline import residency, text
+from weights.checkpoint import Checkpoint, load_component
+from weights.text_encoder import load_text_encoder
+
+CPU = torch.device("cpu")
+
+
+class Wide(nn.Module):
+    """Large enough to wait on the host."""
+
+    def __init__(self, seed):
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.linear = nn.Linear(256, 256)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=rng) / 16
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+@pytest.fixture
+def blocks():
+    return [Wide(seed) for seed in range(5)]
+
+
+def through(blocks, x):
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+@torch.inference_mode()
+def test_streamed_blocks_compute_what_they_would_in_place(blocks):
+    x = torch.randn(3, 256)
+    expected = through(blocks, x)
+    streamed = residency.Streamed(blocks, device=CPU)
+    streamed.open()
+    for _ in range(2):
+        assert torch.equal(through(streamed, x), expected)
+
+
+@torch.inference_mode()
+def test_blocks_that_wait_hold_the_memory_of_two(blocks):
+    streamed = residency.Streamed(blocks, device=CPU)
+    streamed.open()
+    held = {block.linear.weight.untyped_storage().data_ptr() for block in streamed.children()}
+    assert len(held) == 2
+    streamed.close()
+    assert len({block.linear.weight.untyped_storage().data_ptr() for block in streamed.children()}) == 5
+
+
+@torch.inference_mode()
+def test_the_next_block_is_on_its_way_before_one_computes(blocks):
+    streamed = residency.Streamed(blocks, device=CPU)
+    expected = [block.linear.weight.clone() for block in blocks]
+    streamed.open()
+    walk = iter(streamed)
+    next(walk)
+    second = list(streamed.children())[1]
+    assert torch.equal(second.linear.weight, expected[1])
+
+
+def test_a_whole_slice_is_the_list_itself(blocks):
+    streamed = residency.Streamed(blocks, device=CPU)
+    assert streamed[:5] is streamed
+    assert streamed[2] is list(streamed.children())[2]
+
+
+@torch.inference_mode()
+def test_a_text_encoder_that_visits_reads_as_one_that_stays(tiny):
+    checkpoint = Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
+    connectors = load_component(checkpoint, "connectors", dtype=torch.float32, device="cpu")
+    encoder = load_text_encoder(tiny / "gemma", dtype=torch.float32, device="cpu")
+    expected = text.encode("a red kite", text_encoder=encoder, connectors=connectors)
+    visitor = residency.Visitor(encoder.language_model, encoder.model, device=CPU)
+    for _ in range(2):
+        with visitor.here():
+            found = text.encode("a red kite", text_encoder=encoder, connectors=connectors)
+        assert torch.equal(found.video, expected.video)
+        assert torch.equal(found.audio, expected.audio)
+
+
+@torch.inference_mode()
+def test_linears_put_into_fp8_take_half_the_bytes_and_stay_close():
+    block = nn.Module()
+    block.inner = Wide(0).to(torch.bfloat16)
+    x = torch.randn(8, 256, dtype=torch.bfloat16)
+    expected = block.inner(x)
+    residency.to_fp8(block, "inner")
+    found = block.inner(x)
+    assert block.inner.linear.weight.dtype is torch.float8_e4m3fn
+    distance = (found - expected).norm() / expected.norm()
+    assert 0 < distance < 0.06
