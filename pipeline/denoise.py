@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pipeline import samplers
+from pipeline.guard import Guard
 from pipeline.plan import Plan, Stage
 from pipeline.predict import NAMES, Predictor, State, Stream, omissions
 from pipeline.recipe import Semantics
 from pipeline.trace import Record
-from pipeline.transformer import Context, geometry, positions, runs
+from pipeline.transformer import Context, Runs, geometry, positions
 from pipeline.types import Progress
 
 STEP_NOISE_SEED: Final = 10_000
@@ -77,12 +78,17 @@ def denoise(
     conditions: Conditions,
     rng: torch.Generator,
     record: Record,
+    passes_per_call: int = 0,
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
     """Runs one stage, beginning with noise from `rng`, which the next stage goes on with.
+
+    Passes go through the transformer `passes_per_call` at a time, 0: all at once.
+    The host waits once after every call, for the call before: the device always has one to work on.
 
     Returns latents, normalised. Shapes: video [1, 128, F, H, W], audio [1, 8, A, 16].
     All sampling is float32; the transformer runs in its own dtype.
     Noise is drawn on the CPU in float32, so a seed means the same clip on every device.
+    Raises: NumericalError.
     """
     weight = model.proj_in.weight
     grid = (plan.latent_frames, stage.height, stage.width)
@@ -97,6 +103,7 @@ def denoise(
         streams=streams,
         semantics=semantics,
         record=record,
+        passes_per_call=passes_per_call or len(stage.passes),
     )
     noise = _draw(rng, streams)
     placed = positions(model, grid=grid, fps=fps, audio_tokens=audio_tokens)
@@ -107,9 +114,14 @@ def denoise(
     record("sigmas", torch.tensor(stage.sigmas))
 
     state = _begun(conditions, noise, predict, sigma=stage.sigmas[0])
+    guard = Guard()
+    given = [t for t in (conditions.image_latents, conditions.latents) if t is not None]
+    guard.watch(f"before denoise at {grid[2]}x{grid[1]} latents, from the image or the stage before", *state, *given)
     for done, reached in enumerate(_loop(predict, state, stage, seed=conditions.seed), 1):
         state = reached
+        guard.watch(f"denoise, call {done} of {stage.calls} at {grid[2]}x{grid[1]} latents", *state)
         yield Progress("denoise", done, stage.calls)
+    guard.close()
 
     latents, audio_latents = unpatchify(state[0], grid), unpatchify_audio(state[1])
     record("video_latent", latents)
@@ -121,20 +133,22 @@ def _streams(
     conditions: Conditions, stage: Stage, *, grid: tuple[int, int, int], audio_tokens: int, device: torch.device
 ) -> tuple[Stream, Stream]:
     """Both streams. Only the picture has clean tokens, and only its first frame is pinned to any."""
-    mask, audio_mask = torch.ones(1, math.prod(grid), 1), torch.ones(1, audio_tokens, 1)
-    clean = torch.zeros(1, 1, CHANNELS, device=device).expand(-1, mask.shape[1], -1)
+    tokens = math.prod(grid)
+    of_video, of_audio = Runs((tokens,), (1.0,)), Runs((audio_tokens,), (1.0,))
+    clean = torch.zeros(1, 1, CHANNELS, device=device).expand(-1, tokens, -1)
     if conditions.latents is not None:
         clean = patchify(conditions.latents.float())
     if conditions.image_latents is not None:
         image = patchify(conditions.image_latents.float()).to(device)
-        clean = torch.cat([image, clean[:, image.shape[1] :]], 1)
-        mask[:, : image.shape[1]] = 1 - conditions.strength
+        first = image.shape[1]
+        clean = torch.cat([image, clean[:, first:]], 1)
+        of_video = Runs((first, tokens - first), (1 - conditions.strength, 1.0))
     return (
-        Stream(clean=clean, mask=mask.to(device), runs=runs(mask), guidance=stage.video),
+        Stream(clean=clean, mask=of_video.mask(device), runs=of_video, guidance=stage.video),
         Stream(
             clean=torch.zeros(1, audio_tokens, CHANNELS, device=device),
-            mask=audio_mask.to(device),
-            runs=runs(audio_mask),
+            mask=of_audio.mask(device),
+            runs=of_audio,
             guidance=stage.audio,
         ),
     )
@@ -186,11 +200,12 @@ def _euler(predict: Predictor, state: State, stage: Stage) -> Iterator[State]:
 
 def _euler_ancestral_cfg_pp(predict: Predictor, state: State, stage: Stage, rng: torch.Generator) -> Iterator[State]:
     for call, (sigma, next_sigma) in enumerate(pairwise(stage.sigmas)):
-        predictions = predict(state, sigma=sigma, call=call)
         if next_sigma == 0:
+            predictions = predict(state, sigma=sigma, call=call)
             yield predictions[0].denoised, predictions[1].denoised
             return
         fresh = _draw(rng, predict.streams)
+        predictions = predict(state, sigma=sigma, call=call)
         _record_noise(predict.record, fresh, first=2 * call)
         video, audio = (
             samplers.euler_ancestral_cfg_pp(
@@ -214,8 +229,8 @@ def _res_2s(predict: Predictor, state: State, stage: Stage) -> Iterator[State]:
     sigmas = (*stage.sigmas[:-1], samplers.RES_2S_LAST_SIGMA)
     for step, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
         way = samplers.Res2s(sigma, next_sigma)
-        first = predict(state, sigma=sigma, call=2 * step)
         fresh = _draw_normal(middle_rng, predict.streams)
+        first = predict(state, sigma=sigma, call=2 * step)
         _record_noise(predict.record, fresh, first=4 * step)
         video, audio = (
             samplers.noised_again(
@@ -230,8 +245,8 @@ def _res_2s(predict: Predictor, state: State, stage: Stage) -> Iterator[State]:
         middle = predict.kept((video, audio))
         yield middle
 
-        second = predict((middle[0].float(), middle[1].float()), sigma=way.middle, call=2 * step + 1)
         fresh = _draw_normal(step_rng, predict.streams)
+        second = predict((middle[0].float(), middle[1].float()), sigma=way.middle, call=2 * step + 1)
         _record_noise(predict.record, fresh, first=4 * step + 2)
         video, audio = (
             _res_2s_end(way, tokens.double(), halfway, of_first.denoised, of_second.denoised, noise=noise)
@@ -257,9 +272,14 @@ def _rng(seed: int) -> torch.Generator:
 
 
 def _draw(rng: torch.Generator, streams: tuple[Stream, Stream]) -> State:
-    """Video noise, then audio noise."""
-    video, audio = (torch.randn(s.clean.shape, generator=rng).to(s.clean.device) for s in streams)
+    """Video noise, then audio noise, on its way to the device: drawn before the call that it is used after."""
+    video, audio = (_sent(torch.randn(s.clean.shape, generator=rng), s.clean.device) for s in streams)
     return video, audio
+
+
+def _sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory, which the host need not wait for."""
+    return (drawn.pin_memory() if device.type == "cuda" else drawn).to(device, non_blocking=True)
 
 
 def _draw_normal(rng: torch.Generator, streams: tuple[Stream, Stream]) -> State:
@@ -274,7 +294,7 @@ def _draw_normal(rng: torch.Generator, streams: tuple[Stream, Stream]) -> State:
         noise = torch.randn(stream.clean.shape, generator=rng, dtype=torch.float64)
         noise = (noise - noise.mean()) / noise.std()
         noise = (noise - noise.mean((-2, -1), keepdim=True)) / noise.std((-2, -1), keepdim=True)
-        drawn.append(noise.to(stream.clean.device))
+        drawn.append(_sent(noise, stream.clean.device))
     return drawn[0], drawn[1]
 
 

@@ -87,3 +87,7 @@ class OutOfMemoryError(GenerationError):
 
 class StorageError(GenerationError):
     """The disk took no more."""
+
+
+class NumericalError(GenerationError):
+    """What was computed is not a number. The message names stage and step."""

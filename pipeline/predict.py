@@ -1,5 +1,6 @@
 """One call of the transformer, as a stage's sampler asks for it: every pass, and the guided prediction of them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -60,32 +61,41 @@ class Predictor:
     streams: tuple[Stream, Stream]
     semantics: Semantics
     record: Record
+    passes_per_call: int
 
     def __call__(self, state: State, *, sigma: float, call: int) -> tuple[Prediction, Prediction]:
         """Predictions of both streams at `sigma`; `call` counts from 0 and names what is recorded."""
-        weight = self.model.proj_in.weight
         seen = [
             tokens if self.semantics == "official" else stream.blended(tokens)
             for tokens, stream in zip(state, self.streams, strict=True)
         ]
-        rows = len(self.passes)
-        velocities = velocity(
-            self.model,
-            seen[0].to(weight.dtype).expand(rows, -1, -1),
-            seen[1].to(weight.dtype).expand(rows, -1, -1),
-            context=self.context,
-            geometry=self.geometry,
-            modulation=modulation(
-                self.model, sigma, video=self.streams[0].runs, audio=self.streams[1].runs, dtype=weight.dtype
-            ),
-            omissions=self.omissions,
-        )
+        velocities = self._velocities(seen, sigma=sigma)
         self.record(f"call{call:02d}.sigma", torch.tensor([sigma]))
         video, audio = (
             self._prediction(tokens, v.float(), stream, sigma=sigma, name=f"call{call:02d}.{name}_")
             for tokens, v, stream, name in zip(seen, velocities, self.streams, NAMES, strict=True)
         )
         return video, audio
+
+    def _velocities(self, seen: list[Tensor], *, sigma: float) -> State:
+        """Velocities of every pass, a row for each, as many rows at a time as go into one call."""
+        weight = self.model.proj_in.weight
+        video, audio = (stream.runs for stream in self.streams)
+        rows = modulation(self.model, sigma, video=video, audio=audio, dtype=weight.dtype)
+        made = [
+            velocity(
+                self.model,
+                *(tokens.to(weight.dtype).expand(len(self.passes[part]), -1, -1) for tokens in seen),
+                context=Context(self.context.video[part], self.context.audio[part]),
+                geometry=self.geometry,
+                modulation=rows,
+                omissions=self.omissions[part],
+            )
+            for part in _parts(len(self.passes), self.passes_per_call)
+        ]
+        if len(made) == 1:
+            return made[0]
+        return torch.cat([v for v, _ in made]), torch.cat([a for _, a in made])
 
     def _prediction(self, seen: Tensor, v: Tensor, stream: Stream, *, sigma: float, name: str) -> Prediction:
         step = sigma if self.semantics == "comfy" else stream.mask * sigma
@@ -103,6 +113,10 @@ class Predictor:
             return state
         video, audio = (stream.blended(tokens) for tokens, stream in zip(state, self.streams, strict=True))
         return video, audio
+
+
+def _parts(rows: int, at_once: int) -> Iterator[slice]:
+    return (slice(first, min(first + at_once, rows)) for first in range(0, rows, at_once))
 
 
 def omissions(stage: Stage) -> tuple[Omission, ...]:

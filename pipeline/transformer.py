@@ -53,6 +53,13 @@ class Runs:
     lengths: tuple[int, ...]
     masks: tuple[float, ...]
 
+    def mask(self, device: torch.device) -> Tensor:
+        """The denoise mask of every token. Shapes: [1, N, 1]."""
+        mask = torch.empty(1, sum(self.lengths), 1, device=device)
+        for run, value in zip(mask.split(self.lengths, 1), self.masks, strict=True):
+            run.fill_(value)
+        return mask
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -118,12 +125,6 @@ def geometry(model: Any, *, grid: tuple[int, int, int], fps: float, audio_tokens
         video_time=table(model.cross_attn_rope, video[:, :1]),
         audio_time=table(model.cross_attn_audio_rope, audio[:, :1]),
     )
-
-
-def runs(mask: Tensor) -> Runs:
-    """The runs of equal values in a denoise mask. Shapes: `mask` [1, N, 1], on the CPU."""
-    values, lengths = torch.unique_consecutive(mask.flatten(), return_counts=True)
-    return Runs(tuple(lengths.tolist()), tuple(values.tolist()))
 
 
 def modulation(model: Any, sigma: float, *, video: Runs, audio: Runs, dtype: torch.dtype) -> Modulation:

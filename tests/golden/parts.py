@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline import decode, sigmas, text
 from pipeline.denoise import patchify_audio, unpatchify_audio
 from pipeline.tiling import Tiles, decode_tiled
-from pipeline.transformer import Context, Omission, geometry, modulation, positions, runs, velocity
+from pipeline.transformer import Context, Omission, Runs, geometry, modulation, positions, velocity
 from tests.golden.cases import CHECKPOINT, UPSAMPLER, UnknownParamError
 from weights.checkpoint import Checkpoint, load_component
 from weights.text_encoder import load_text_encoder
@@ -185,7 +185,7 @@ def _transformer(
     for name, (mask, audio_mask) in masks.items():
         out |= {f"mask_video.{name}": mask, f"mask_audio.{name}": audio_mask}
         for sigma, (suffix, omission) in product(params["dit_sigmas"], omissions.items()):
-            rows = modulation(model, sigma, video=runs(mask), audio=runs(audio_mask), dtype=dtype)
+            rows = modulation(model, sigma, video=_runs(mask), audio=_runs(audio_mask), dtype=dtype)
             v, a = velocity(
                 model,
                 video.to(dtype),
@@ -197,3 +197,8 @@ def _transformer(
             )
             out |= {f"{name}.s{sigma}{suffix}.video_velocity": v, f"{name}.s{sigma}{suffix}.audio_velocity": a}
     return out
+
+
+def _runs(mask):
+    values, lengths = torch.unique_consecutive(mask.flatten(), return_counts=True)
+    return Runs(tuple(lengths.tolist()), tuple(values.tolist()))
