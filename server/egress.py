@@ -7,6 +7,7 @@ redirect nor a name whose answer changes between check and use reaches what a st
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
@@ -30,6 +31,7 @@ FORBIDDEN: tuple[Network, ...] = tuple(
         "168.63.129.16/32",
         "192.0.0.0/24",
         "192.88.99.0/24",
+        "192.175.48.0/24",
         "198.18.0.0/15",
         "240.0.0.0/4",
         "2001::/23",
@@ -108,11 +110,18 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 
 
 class GuardedTransport(httpx2.AsyncHTTPTransport):
-    """The usual transport, on a guarded pool. It knows no proxy and no environment."""
+    """The usual transport, on a guarded pool. It knows no proxy and no environment.
 
-    def __init__(self, backend: httpcore2.AsyncNetworkBackend) -> None:
-        super().__init__(trust_env=False)
-        context = httpx2.create_ssl_context(trust_env=False)
+    `trust` says which certificates are good. Reading them takes long, so make it once, with `public_trust`.
+    """
+
+    def __init__(self, backend: httpcore2.AsyncNetworkBackend, trust: ssl.SSLContext) -> None:
+        super().__init__(verify=trust, trust_env=False)
         self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=context, network_backend=backend, max_keepalive_connections=0
+            ssl_context=trust, network_backend=backend, max_keepalive_connections=0
         )
+
+
+def public_trust() -> ssl.SSLContext:
+    """The authorities that the public web trusts."""
+    return httpx2.create_ssl_context(trust_env=False)

@@ -9,7 +9,14 @@ from urllib.parse import unquote_to_bytes
 import httpcore2
 import httpx2
 
-from server.egress import ForbiddenAddressError, GuardedBackend, GuardedTransport, Resolve, system_resolve
+from server.egress import (
+    ForbiddenAddressError,
+    GuardedBackend,
+    GuardedTransport,
+    Resolve,
+    public_trust,
+    system_resolve,
+)
 from server.errors import FieldError
 from server.settings import Settings
 
@@ -34,6 +41,7 @@ class Media:
     ) -> None:
         self._settings = settings
         self._own_file = own_file
+        self._trust = public_trust()
         self._backend = GuardedBackend(
             settings.allow_private_networks, resolve=resolve, connector=connector or httpcore2.AnyIOBackend()
         )
@@ -79,7 +87,7 @@ class Media:
             raise _not_downloaded(url, f"the server did not answer properly ({type(error).__name__})") from error
 
     async def _download(self, url: httpx2.URL) -> bytes:
-        transport = GuardedTransport(self._backend)
+        transport = GuardedTransport(self._backend, self._trust)
         timeout = httpx2.Timeout(self._settings.fetch_timeout, connect=CONNECT_TIMEOUT)
         headers = {
             "user-agent": "Mozilla/5.0 (compatible; ltxd)",

@@ -27,6 +27,7 @@ from server.egress import (
     Network,
     Resolve,
     permitted,
+    public_trust,
     system_resolve,
 )
 from server.errors import FalError, plain
@@ -114,6 +115,7 @@ class Webhooks:
         self._jobs = jobs
         self._signer = signer
         self._bell = bell
+        self._trust = public_trust()
         connector = connector or httpcore2.AnyIOBackend()
         self._backends = {
             False: GuardedBackend(allowed, resolve=resolve, connector=connector),
@@ -220,7 +222,7 @@ class Webhooks:
         headers |= {"content-type": "application/json", "user-agent": "ltxd"}
         timeout = _timeout(due.tries)
         client = httpx2.AsyncClient(
-            transport=GuardedTransport(self._backends[due.private]),
+            transport=GuardedTransport(self._backends[due.private], self._trust),
             timeout=httpx2.Timeout(timeout, connect=CONNECT_TIMEOUT),
             follow_redirects=False,
             trust_env=False,

@@ -1,75 +1,13 @@
 import base64
 import http.server
 import threading
-from ipaddress import ip_network
 
 import httpcore2
 import pytest
 
-from server.egress import permitted
 from server.errors import FieldError
 from server.media import Media, decode_data_uri
 from server.settings import Settings
-
-FORBIDDEN = [
-    "0.0.0.0",  # noqa: S104 nothing listens on it
-    "0.1.2.3",
-    "10.0.0.1",
-    "100.64.0.1",
-    "127.0.0.1",
-    "127.255.255.254",
-    "169.254.169.254",
-    "172.16.0.1",
-    "172.31.255.255",
-    "192.0.0.8",
-    "192.0.2.1",
-    "192.168.1.1",
-    "198.18.0.1",
-    "198.51.100.1",
-    "203.0.113.1",
-    "224.0.0.1",
-    "239.255.255.250",
-    "240.0.0.1",
-    "255.255.255.255",
-    "::",
-    "::1",
-    "::ffff:127.0.0.1",
-    "::ffff:10.0.0.1",
-    "::ffff:169.254.169.254",
-    "64:ff9b::7f00:1",
-    "64:ff9b:1::1",
-    "2001::1",
-    "2002:7f00:1::",
-    "fc00::1",
-    "fd00:ec2::254",
-    "fe80::1",
-    "fe80::1%eth0",
-    "fec0::1",
-    "ff02::1",
-    "2001:db8::1",
-    "100::1",
-]
-
-PUBLIC = ["1.1.1.1", "93.184.215.14", "2606:4700:4700::1111", "::ffff:1.1.1.1"]
-
-
-@pytest.mark.parametrize("address", FORBIDDEN)
-def test_a_private_address_is_not_permitted(address):
-    assert not permitted(address)
-
-
-@pytest.mark.parametrize("address", PUBLIC)
-def test_a_public_address_is_permitted(address):
-    assert permitted(address)
-
-
-def test_a_private_network_that_is_named_is_permitted_and_no_other():
-    allowed = [ip_network("192.168.0.0/24"), ip_network("fd00::/8")]
-    assert permitted("192.168.0.7", allowed)
-    assert permitted("::ffff:192.168.0.7", allowed)
-    assert permitted("fd00::1", allowed)
-    assert not permitted("192.168.1.7", allowed)
-    assert not permitted("127.0.0.1", allowed)
 
 
 class Recorder(httpcore2.AsyncNetworkBackend):
@@ -104,15 +42,6 @@ async def test_the_connection_goes_to_the_address_that_was_checked():
     media = fetching(network, {"img.example": ["93.184.215.14"]})
     assert await media.fetch_image("http://img.example/a.png") == b"picture"
     assert network.connected == ["93.184.215.14"]
-
-
-@pytest.mark.parametrize("address", FORBIDDEN)
-async def test_a_name_that_leads_to_a_private_address_is_refused_without_a_connection(address):
-    network = Recorder()
-    media = fetching(network, {"img.example": [address]})
-    with pytest.raises(FieldError, match="private network"):
-        await media.fetch_image("http://img.example/a.png")
-    assert network.connected == []
 
 
 async def test_a_name_with_one_private_address_among_public_ones_is_refused():
@@ -163,48 +92,6 @@ async def test_five_redirects_are_followed_and_not_six():
     network = Recorder(*[hop] * 6, answer(b"picture"))
     with pytest.raises(FieldError, match="more than 5 times"):
         await fetching(network, names).fetch_image("http://img.example/")
-
-
-HOSTILE = [
-    "http://127.1/",
-    "http://2130706433/",
-    "http://0x7f000001/",
-    "http://0177.0.0.1/",
-    "http://[::1]/",
-    "http://[::ffff:127.0.0.1]/",
-    "http://localhost./",
-    "http://0/",
-    "http://\uff11\uff12\uff17.\uff10.0.\uff11/",
-    "http://[fe80::1]/",
-    "http://user:pw@127.0.0.1/",
-    "http://127.0.0.1:22/",
-    "http://metadata.google.internal/",
-    "http:///x",
-    "http://[::/",
-    "http://a..b/",
-    "ldap://x",
-    "dict://127.0.0.1:1/",
-    "javascript:alert(1)",
-    "unix:///run/x",
-    "//127.0.0.1/x",
-]
-
-
-@pytest.mark.parametrize("url", HOSTILE)
-async def test_a_hostile_url_is_refused_without_a_connection(url):
-    network = Recorder()
-
-    # why: how the system reads odd spellings of loopback; a stub that knows no name would prove nothing
-    async def resolve(host: str, _port: int) -> list[str]:
-        return ["::1"] if ":" in host else ["127.0.0.1"]
-
-    async def none(_file_id: str) -> None:
-        return None
-
-    media = Media(Settings(), own_file=none, resolve=resolve, connector=network)
-    with pytest.raises(FieldError):
-        await media.fetch_image(url)
-    assert network.connected == []
 
 
 async def test_a_name_without_address_and_a_server_that_says_404_cannot_be_downloaded():
