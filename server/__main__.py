@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import client_ways, keys_command, oneshot
+from server import client_ways, keys_command, oneshot, weights_command
 from server.settings import Settings
 
 
@@ -50,12 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     oneshot.add_flags(generate)
     generate.set_defaults(run=_generate)
 
-    weights = commands.add_parser("weights", help="model files").add_subparsers(required=True, metavar="COMMAND")
-    build_demo = weights.add_parser("build-demo", help="build the demo checkpoint")
-    build_demo.add_argument("--data", type=Path, help=Settings.model_fields["data"].description)
-    build_demo.add_argument("--out", type=Path, help="Folder to write. Default: models/demo in the data folder.")
-    build_demo.add_argument("--train", action="store_true", help="Train its trained part anew: hours of one core.")
-    build_demo.set_defaults(run=_build_demo)
+    weights_command.add_commands(commands.add_parser("weights", help="model files"), _settings)
     return parser
 
 
@@ -92,25 +87,6 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     return oneshot.run(args, _settings(args))
-
-
-def _build_demo(args: argparse.Namespace) -> int:
-    # why: both import torch, which no other command needs
-    from weights.demo import build, train
-    from weights.errors import WeightsFileError
-
-    out = args.out or _settings(args).models / "demo"
-    trained = train.TRAINED
-    try:
-        if args.train:
-            trained = out.with_name(f"{out.name}-trained") / "trained.safetensors"
-            train.train(trained)
-        build.build(out, trained=trained)
-    except (WeightsFileError, OSError) as error:
-        sys.stderr.write(f"ltxd: {error}\n")
-        return 1
-    sys.stdout.write(f"{out}\n")
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,3 +12,7 @@ class WeightsFileError(Exception):
     def __init__(self, path: Path, *, found: str, expected: str, fix: str = "") -> None:
         super().__init__(f"{path}: found {found}; expected {expected}" + (f". To mend it: {fix}" if fix else ""))
         self.fix = fix
+
+
+class FetchError(Exception):
+    """A file could not be fetched. The message says why, and what to do."""

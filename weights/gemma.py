@@ -32,6 +32,11 @@ def to_transformers(name: str) -> str:
     return name
 
 
+def is_part(name: str) -> bool:
+    """Whether a file with a tensor of this name belongs to a Gemma 3."""
+    return name.startswith(tuple(ours for ours, _ in _PREFIXES))
+
+
 def guess_config(tensors: Mapping[str, Stored]) -> dict[str, Any]:
     """The configuration of a file that has none, from the shapes of its tensors under the names of transformers.
 

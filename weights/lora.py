@@ -53,6 +53,16 @@ class Lora:
             _check(header, module, shapes[weight])
         return cls(path, header, targets)
 
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of each pair."""
+        return [self.header.tensors[module + _DOWN].shape[0] for module in self.targets.values()]
+
+
+def is_lora(header: Header) -> bool:
+    """Whether a file is one, for whatever model."""
+    return any(name.endswith((_DOWN, _UP)) for name in header.tensors)
+
 
 @torch.no_grad()
 def fuse_lora(transformer: nn.Module, path: Path, *, strength: float) -> int:

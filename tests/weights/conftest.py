@@ -15,7 +15,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def upsampler_layout():
-    """Names and shapes of the published upsampler."""
+def published_layout():
+    """Shape of every published tensor, under its published name, by component."""
     raw = (Path(__file__).parent / "layout" / "ltx-2.3.json.gz").read_bytes()
-    return [(name, tuple(shape)) for _, name, shape in json.loads(gzip.decompress(raw))["tensors"]["upsampler"]]
+    tensors = json.loads(gzip.decompress(raw))["tensors"]
+    return {kind: {name: tuple(shape) for name, _, shape in rows} for kind, rows in tensors.items()}
