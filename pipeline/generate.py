@@ -25,6 +25,7 @@ from pipeline.types import DEFAULT_NEGATIVE_PROMPT, Generated, GenerationRequest
 from weights.checkpoint import Checkpoint, load_component
 from weights.errors import WeightsFileError
 from weights.lora import fuse_lora
+from weights.pairs import check_files
 from weights.text_encoder import TextEncoder, load_text_encoder
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,12 @@ def load(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
     try:
+        check_files(
+            checkpoint=models / recipe.checkpoint,
+            text_encoder=models / recipe.text_encoder,
+            lora=models / recipe.lora if recipe.lora else None,
+            upsampler=models / recipe.upsampler if recipe.upsampler else None,
+        )
         checkpoint = Checkpoint.open(models / recipe.checkpoint)
         transformers = {}
         for strength in sorted({stage.lora_strength for stage in recipe.stages}):
@@ -84,7 +91,8 @@ def load(
             upsampler = Checkpoint.open(models / recipe.upsampler)
             parts["upsampler"] = load_component(upsampler, "upsampler", dtype=kind, device=place)
     except WeightsFileError as error:
-        raise WeightsError(f"recipe {recipe.name!r}: {error}. Its files are made by: {recipe.setup}") from error
+        fix = "" if error.fix else f". To mend it: {recipe.setup}"
+        raise WeightsError(f"recipe {recipe.name!r}: {error}{fix}") from error
     contexts = text.Contexts(
         functools.partial(text.encode, text_encoder=parts["text_encoder"], connectors=parts["connectors"])
     )

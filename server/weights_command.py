@@ -1,6 +1,7 @@
 """`ltxd weights`: fetches the real files, says what a file is, builds the demo checkpoint."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,8 @@ def add_commands(weights: argparse.ArgumentParser, build: Build) -> None:
 
 
 def _fetch(settings: Settings) -> int:
+    # why: huggingface_hub reads this when it is imported, and would otherwise tell its makers who fetches with what
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from pipeline.errors import RecipeError
     from pipeline.recipe import load as load_recipe
     from weights.errors import FetchError
@@ -45,7 +48,7 @@ def _fetch(settings: Settings) -> int:
     try:
         recipe = load_recipe(settings.recipe)
         manifest = load_manifest()
-        wanted = [name for name in (recipe.checkpoint, recipe.text_encoder, recipe.lora) if name]
+        wanted = [name for name in (recipe.checkpoint, recipe.lora, recipe.upsampler, recipe.text_encoder) if name]
         files = [file for name in wanted for file in manifest.find(name)]
         if unknown := [name for name in wanted if not manifest.find(name)]:
             return _fail(

@@ -1,10 +1,13 @@
 import importlib.util
+import os
 import warnings
 from pathlib import Path
 
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+# huggingface_hub reads it when it is imported: without it, it calls home before it calls the hub of a test
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 
 @pytest.fixture(scope="session")

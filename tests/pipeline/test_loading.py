@@ -1,0 +1,43 @@
+"""Files that do not fit end the start, with a message that names recipe, file and the command that mends it."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from pipeline import generate
+from pipeline import recipe as recipes
+from pipeline.errors import WeightsError
+from weights import stamp
+
+NAME = "ltx-2.3-tiny.safetensors"
+
+
+@pytest.fixture
+def recipe():
+    return replace(recipes.load("demo"), checkpoint=NAME, text_encoder="gemma")
+
+
+def test_a_missing_file_is_answered_with_the_command_that_makes_it(tmp_path, recipe):
+    with pytest.raises(WeightsError) as caught:
+        generate.load(recipe, models=tmp_path)
+    assert str(caught.value) == (
+        f"recipe 'demo': {tmp_path / NAME}: found no such file; expected a safetensors file. "
+        "To mend it: ltxd weights build-demo"
+    )
+
+
+def test_a_touched_file_is_answered_with_the_command_that_takes_its_sum(tiny, tmp_path, recipe):
+    shutil.copy(tiny / NAME, tmp_path / NAME)
+    stamp.write(tmp_path / NAME, sha256="0" * 64)
+    os.utime(tmp_path / NAME, ns=(1, 1))
+    with pytest.raises(WeightsError) as caught:
+        generate.load(recipe, models=tmp_path)
+    assert str(caught.value).endswith(f"To mend it: ltxd weights check --sha256 {tmp_path / NAME}")
+    assert "build-demo" not in str(caught.value)
+
+
+def test_a_lora_in_the_place_of_the_checkpoint_ends_the_start(tiny, recipe):
+    with pytest.raises(WeightsError, match=r"distilled-lora\.safetensors: found metadata without `config`"):
+        generate.load(replace(recipe, checkpoint="ltx-2.3-tiny-distilled-lora.safetensors"), models=tiny)
