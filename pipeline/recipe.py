@@ -104,13 +104,18 @@ class Recipe:
     """The stage whose sound is kept."""
 
     @property
+    def files(self) -> tuple[str, ...]:
+        """What must lie in the models directory."""
+        return tuple(name for name in (self.checkpoint, self.lora, self.upsampler, self.text_encoder) if name)
+
+    @property
     def cell(self) -> int:
         """Pixels that sides must be multiples of."""
         return 32 * max(stage.shrink for stage in self.stages)
 
 
-def load(name: str, *, semantics: Semantics | None = None) -> Recipe:
-    """The recipe called `name`, or in the file at path `name`; with other `semantics` than its own if given.
+def load(name: str, *, semantics: Semantics | Literal["recipe"] = "recipe") -> Recipe:
+    """The recipe called `name`, or in the file at path `name`; with other `semantics` than its own if told so.
 
     Raises: RecipeError if there is none, or it has a missing, unknown or ill-typed key.
     """
@@ -124,7 +129,7 @@ def load(name: str, *, semantics: Semantics | None = None) -> Recipe:
     except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {name!r} cannot be read: {error}") from error
     recipe = parse(table, origin=name)
-    return recipe if semantics is None else replace(recipe, semantics=semantics)
+    return recipe if semantics == "recipe" else replace(recipe, semantics=semantics)
 
 
 def shipped() -> tuple[str, ...]:

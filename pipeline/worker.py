@@ -19,8 +19,10 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from pipeline.errors import CallerError, OutOfMemoryError, StorageError
+from pipeline.recipe import Semantics
 from pipeline.types import RESIDENCIES, Generated, Progress
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Message, Ready, failed, pack, receive
 
@@ -40,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residency", default="auto", choices=["auto", *RESIDENCIES])
+    parser.add_argument("--semantics", default="recipe", choices=["recipe", *get_args(Semantics)])
     parser.add_argument("--safety-classifier", type=Path)
     parser.add_argument("--safety-threshold", type=float, required=True)
     parser.add_argument("--force-safety-checker", action="store_true")
@@ -52,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline import generate, recipe, safety
         from pipeline.plan import make_plan
 
-        chosen = recipe.load(args.recipe)
+        chosen = recipe.load(args.recipe, semantics=args.semantics)
         pipeline = replace(
             generate.load(chosen, models=args.models, device=args.device, residency=args.residency),
             safety=safety.load(

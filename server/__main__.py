@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         ("proxy-port", int),
         ("data", Path),
         ("recipe", str),
+        ("semantics", str),
         ("role", str),
         ("residency", str),
         ("device", str),

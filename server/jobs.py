@@ -16,6 +16,7 @@ from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs
 from server.database import StoreUnavailableError
+from server.defaults import filled
 from server.disk import free_bytes
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
@@ -31,7 +32,8 @@ RECHECK_SECONDS = 1.0
 def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
     """The input in `body`, whatever its content type, if it is within its rules and `recipe` can make its size.
 
-    A size that follows from the image is only known once that is fetched.
+    A field that was not sent has the recipe's value. A size that follows from the image is only known once that is
+    fetched.
 
     Raises: FalError.
     """
@@ -42,7 +44,7 @@ def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
     except ValueError as error:
         raise FalError(not_json(str(error), position=getattr(error, "pos", 0))) from error
     try:
-        given = ImageToVideoInput.model_validate(value)
+        given = filled(ImageToVideoInput.model_validate(value), recipe)
     except ValidationError as error:
         raise FalError(invalid(error)) from error
     if (size := given.size()) is not None:

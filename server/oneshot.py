@@ -7,7 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -15,8 +15,10 @@ from tqdm import tqdm
 from pipeline.errors import PipelineError
 from pipeline.picture import open_picture, save_picture
 from pipeline.plan import make_plan
+from pipeline.recipe import Recipe, Semantics
 from pipeline.recipe import load as load_recipe
 from pipeline.types import Generated, GenerationRequest, Size
+from server.defaults import filled
 from server.errors import FalError
 from server.media import Media
 from server.schema import RESOLUTION_NAMES, ImageToVideoInput
@@ -39,6 +41,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="File to write. Default: out.mp4.")
     parser.add_argument("--trace", type=Path, help="Writes the intermediate tensors to this safetensors file.")
     parser.add_argument("--recipe", help="Recipe: a shipped name or a TOML file.")
+    parser.add_argument(
+        "--semantics", choices=get_args(Semantics), help=Settings.model_fields["semantics"].description
+    )
     for part in ("checkpoint", "lora", "upsampler", "text-encoder"):
         parser.add_argument(f"--{part}", type=_existing, help=f"The {part} to use instead of the recipe's.")
     parser.add_argument(
@@ -69,13 +74,14 @@ def _hint(name: str) -> str:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Makes the clip that the flags describe; gives the exit status."""
     try:
-        given = parse(args)
+        recipe = load_recipe(settings.recipe, semantics=settings.semantics)
+        given = filled(parse(args), recipe)
         with tempfile.TemporaryDirectory(prefix="ltxd-") as folder:
             picture = open_picture(_image_bytes(given.image_url, settings))
             image = Path(folder) / "image.png"
             save_picture(picture, image)
             request = to_request(given, image=image, image_size=Size(picture.width, picture.height))
-            made = _generate(request, args, settings)
+            made = _generate(request, args, settings, recipe)
     except ValidationError as error:
         for item in error.errors():
             flag = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "input"
@@ -114,12 +120,11 @@ def _image_bytes(image_url: str, settings: Settings) -> bytes:
     return Path(image_url).read_bytes()
 
 
-def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Settings) -> Generated:
+def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Settings, recipe: Recipe) -> Generated:
     """The clip, with a bar per stage on stderr while it is made."""
     # torch takes seconds to import; a mistyped flag is told before that
     from pipeline import generate, safety, trace
 
-    recipe = load_recipe(settings.recipe)
     recipe = replace(
         recipe,
         checkpoint=str(args.checkpoint or recipe.checkpoint),

@@ -69,7 +69,7 @@ async def serve(
     if settings.proxy_port and not settings.tls_port:
         raise StartError("proxy_port is set and tls_port is 0: the proxy leads to the HTTPS port, so turn that on")
     try:
-        recipe = load_recipe(settings.recipe)
+        recipe = load_recipe(settings.recipe, semantics=settings.semantics)
     except RecipeError as error:
         raise StartError(str(error)) from error
     bell = Bell()

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline.recipe import Semantics
+
 HOUR = 3600.0
 DAY = 24 * HOUR
 
@@ -70,6 +72,10 @@ class Settings(BaseSettings):
         "all", description="What this node does: api answers requests, worker does jobs, all does both."
     )
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
+    semantics: Semantics | Literal["recipe"] = Field(
+        "recipe",
+        description="What the start image's frame is to the sampler: official, comfy, or what the recipe says.",
+    )
     force_safety_checker: bool = Field(
         default=False, description="Checks every clip, whatever enable_safety_checker says."
     )
