@@ -42,6 +42,9 @@ from server.webhooks import Webhooks
 
 CLOSE_SECONDS = 3
 BACKLOG = 2048
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep an idle connection (httpx 5 s, Node 4 s): whoever closes first must not be the server, or a
+request that is just being sent is lost, and Python's client sends it again."""
 
 log = logging.getLogger("ltxd")
 
@@ -171,6 +174,7 @@ def _server(app: ASGIApp, context: ssl.SSLContext | None = None) -> uvicorn.Serv
         server_header=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,
         backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         ssl_context_factory=None if context is None else lambda _config, _default: context,
     )
     return _QuietServer(config)

@@ -28,7 +28,7 @@ from server.store import Store
 from server.tables import PARTS
 from server.tickets import TICKET_SECONDS, Slot
 
-WRITE_BYTES = 1 << 20
+WRITE_BYTES = 1 << 18
 MAX_NAME = 100
 MAX_PART = 10_000
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
