@@ -15,7 +15,8 @@ from server.settings import Settings
 ALLOW_HEADERS = (
     "authorization, content-type, accept, range, x-fal-target-url, x-fal-queue-priority, x-fal-request-timeout, "
     "x-fal-runner-hint, x-fal-object-lifecycle, x-fal-object-lifecycle-preference, x-fal-no-retry, x-fal-store-io, "
-    "x-fal-file-name, x-app-fal-disable-fallback"
+    "x-fal-file-name, x-fal-retry-config, x-fal-tags, x-fal-cdn-token, x-app-fal-disable-fallback, "
+    "x-app-fal-can-disable-filter"
 )
 EXPOSE_HEADERS = (
     "x-fal-request-id, x-fal-error-type, x-fal-billable-units, x-fal-request-timeout-type, x-fal-retryable, "

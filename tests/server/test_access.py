@@ -88,6 +88,96 @@ def test_an_unknown_path_is_404_with_a_request_id(server, path):
     assert "detail" in answer.json()
 
 
+HEADERS = {
+    "authorization": "Key a:b",
+    "user-agent": "@fal-ai/client/1.10.1",
+    "accept": "text/event-stream",
+    "x-fal-queue-priority": "normal",
+    "x-fal-request-timeout": "100.0",
+    "x-fal-runner-hint": "any",
+    "x-fal-no-retry": "1",
+    "x-fal-retry-config": '{"x": 1}',
+    "x-app-fal-disable-fallback": "true",
+    "x-fal-store-io": "0",
+    "x-fal-tags": "a,b",
+    "x-fal-object-lifecycle-preference": '{"expiration_duration_seconds": 60, "initial_acl": {"default": "allow"}}',
+    "x-fal-object-lifecycle": "not json",
+    "x-fal-cdn-token": "t",
+    "x-app-fal-can-disable-filter": "1",
+}
+
+
+@pytest.mark.parametrize("role", ["run", "queue"])
+def test_every_header_that_clients_send_is_accepted_and_may_be_sent_by_pages(server, image, role):
+    path = f"/{role}/{ENDPOINT}"
+    assert server.http.post(path, json={"prompt": "a", "image_url": image}, headers=HEADERS).status_code == 200
+    origin = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    allowed = server.http.options(path, headers=origin).headers["access-control-allow-headers"].split(", ")
+    assert set(HEADERS) - {"user-agent"} <= set(allowed)
+
+
+def test_every_answer_has_a_request_id(server, image):
+    job = server.submit(prompt="a", image_url=image)
+    server.wait(job)
+    file = server.http.get(job["response_url"]).json()["video"]["url"]
+    etag = server.http.get(file).headers["etag"]
+    origin = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    answers = {
+        200: [
+            server.http.get(job["status_url"]),
+            server.http.get(f"{job['status_url']}/stream"),
+            server.http.get(job["response_url"]),
+            server.http.get(file),
+            server.http.head(file),
+            server.http.get("/health"),
+            server.http.post("/rest/storage/upload/initiate", json={}),
+            server.http.post("/files/upload", content=b"x"),
+        ],
+        204: [server.http.options(f"/{ENDPOINT}", headers=origin)],
+        206: [server.http.get(file, headers={"range": "bytes=0-1"})],
+        304: [server.http.get(file, headers={"if-none-match": etag})],
+        400: [server.http.put(job["cancel_url"]), server.http.post("/api/fal/proxy")],
+        403: [server.http.get("/health", headers={"origin": "https://evil.example"})],
+        404: [server.http.get("/nothing"), server.http.get(f"/{APP}/requests/1/status")],
+        405: [server.http.get(f"/{ENDPOINT}")],
+        412: [server.http.post("/api/fal/proxy", headers={"x-fal-target-url": "x"})],
+        416: [server.http.get(file, headers={"range": "bytes=99999999-"})],
+        422: [server.run(prompt="a")],
+    }
+    for status, those in answers.items():
+        for answer in those:
+            assert answer.status_code == status, answer.url
+            assert len(answer.headers["x-fal-request-id"]) == 36, answer.url
+            if status >= 400:
+                assert answer.headers["x-fal-retryable"] == "false"
+                assert answer.headers["x-fal-needs-retry"] == "0"
+    ids = [answer.headers["x-fal-request-id"] for answer in answers[200][:3]]
+    assert ids == [job["request_id"]] * 3
+
+
+def test_behind_a_proxy_of_this_machine_addresses_carry_the_scheme_that_it_names(server, image):
+    headers = {"x-forwarded-proto": "https", "host": "localhost"}
+    answer = server.http.post(f"/queue/{ENDPOINT}", json={"prompt": "a", "image_url": image}, headers=headers)
+    assert answer.json()["status_url"].startswith(f"https://localhost/queue/{APP}/requests/")
+
+
+RUBBISH = [b"\xff\xfe", b"\xc3\xa9", b"%00", b"x" * 5000, b"'\"<>{}", b"[::1", b"a:b:c", b"-1", b"NaN", b"a\tb"]
+
+
+@pytest.mark.parametrize("rubbish", RUBBISH, ids=repr)
+def test_rubbish_in_headers_and_addresses_is_no_fault_of_the_server(server, rubbish):
+    names = [*HEADERS, "host", "origin", "x-fal-target-url", "content-type", "x-fal-file-name", "range", "if-range"]
+    for name in names:
+        given = [("host", b"127.0.0.1"), (name, rubbish)] if name != "host" else [("host", rubbish)]
+        for method, path in (("POST", f"/{ENDPOINT}"), ("POST", "/files/upload"), ("GET", "/files/0/x")):
+            answer = server.http.request(method, path, headers=given, content=b"")
+            assert answer.status_code < 500, (name, answer.text)
+    text = rubbish.decode("latin-1")
+    for path in (f"/queue/{ENDPOINT}", f"/{APP}/requests/1/status", "/files/0/x"):
+        answer = server.http.get(path, params={"fal_webhook": text, "fal_max_queue_length": text, "logs": text})
+        assert answer.status_code < 500
+
+
 def test_a_wrong_method_is_405_and_is_told_the_right_one(server):
     answer = server.http.get(f"/{ENDPOINT}")
     assert answer.status_code == 405

@@ -71,6 +71,18 @@ def test_a_result_is_found_by_its_id_under_every_path(server, ended, app, prefix
     assert answer.json()["prompt"] == "a, expanded"
 
 
+@pytest.mark.parametrize("app", [APP, ENDPOINT])
+@pytest.mark.parametrize("prefix", ["", "/run", "/queue"])
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_status_stream_and_cancel_are_found_under_every_path(server, ended, app, prefix, slash):
+    url = f"{prefix}/{app}/requests/{ended}"
+    for method, tail, status in (("GET", "/status", 200), ("GET", "/status/stream", 200), ("PUT", "/cancel", 400)):
+        answer = server.http.request(method, f"{url}{tail}{slash}", follow_redirects=False)
+        assert answer.status_code == status
+        told = answer.json() if tail != "/status/stream" else json.loads(answer.text.removeprefix("data: "))
+        assert told["status"] == ("ALREADY_COMPLETED" if tail == "/cancel" else "COMPLETED")
+
+
 @pytest.fixture(scope="module")
 def ended(server, image):
     job = server.submit(prompt="a", image_url=image)
