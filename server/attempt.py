@@ -20,7 +20,7 @@ from pipeline.recipe import Recipe
 from pipeline.types import Generated, GenerationRequest, Progress
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, failed
 from server.bell import Bell
-from server.blobs import Blobs, digest
+from server.blobs import Blobs, BlobsUnavailableError, digest
 from server.child import Child, ChildLostError, ChildSilentError
 from server.database import StoreUnavailableError
 from server.endings import CANCELLED
@@ -229,7 +229,7 @@ class Attempt:
             expires=now + (self._claim.keep_for or self._settings.result_retention),
         )
         await self._insist(lambda: self._store.add_file(file))
-        await self._tools.blobs.put(file_id, generated.path)
+        await self._insist(lambda: self._tools.blobs.put(file_id, generated.path))
         result = {
             "file": file_id,
             "seed": generated.seed,
@@ -271,7 +271,7 @@ class Attempt:
     async def _fail(self, failure: Failure) -> None:
         await self._insist(lambda: self._store.finish(self._claim, failure=failure))
 
-    # -- the database, which may be away for a while
+    # -- the database and the blobs, which may be away for a while
 
     async def _reason_to_stop(self) -> Reason:
         """Keeps the lease; returns once the attempt is to stop."""
@@ -298,7 +298,7 @@ class Attempt:
             await self._store.log(self._claim.id, message, level=level)
 
     async def _insist(self, write: Callable[[], Awaitable[object]]) -> None:
-        """Does `write`, again and again while the database is away.
+        """Does `write`, again and again while database or blobs are away.
 
         A node that is to end gives up: its lease runs out, or the next start finds the job, and it is done again.
         """
@@ -306,7 +306,7 @@ class Attempt:
         while not (told and self._tools.handing_back.is_set()):
             try:
                 await write()
-            except StoreUnavailableError as error:
+            except (StoreUnavailableError, BlobsUnavailableError) as error:
                 if not told:
                     log.error("job %s waits for its end to be written: %s", self._claim.id, error)
                 told = True

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Protocol
 
 
+class BlobsUnavailableError(OSError):
+    """Blobs cannot be read or kept now: the same call may succeed later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Blob:
     """What is known of stored bytes."""
@@ -20,8 +24,11 @@ class Blob:
 class Blobs(Protocol):
     """Where bytes are kept."""
 
-    async def put(self, blob_id: str, source: Path) -> Blob:
-        """Takes the file `source` over as blob `blob_id`, all or nothing; an older blob of that id is replaced."""
+    async def put(self, blob_id: str, source: Path) -> None:
+        """Takes the file `source` over as blob `blob_id`, all or nothing; an older blob of that id is replaced.
+
+        Raises: OSError.
+        """
 
     async def read(self, blob_id: str) -> bytes:
         """The bytes of the blob.
@@ -52,9 +59,12 @@ class LocalBlobs:
         self._root = root
         root.mkdir(parents=True, exist_ok=True)
 
-    async def put(self, blob_id: str, source: Path) -> Blob:
-        """Moves the file `source`."""
-        return await asyncio.to_thread(self._put, blob_id, source)
+    async def put(self, blob_id: str, source: Path) -> None:
+        """Moves the file `source`.
+
+        Raises: OSError.
+        """
+        await asyncio.to_thread(self._put, blob_id, source)
 
     async def local(self, blob_id: str) -> Path:
         """The blob itself.
@@ -95,8 +105,9 @@ class LocalBlobs:
             with contextlib.suppress(OSError):
                 probe.unlink(missing_ok=True)
 
-    def _put(self, blob_id: str, source: Path) -> Blob:
-        blob = digest(source, durable=True)
+    def _put(self, blob_id: str, source: Path) -> None:
+        with source.open("rb") as stream:
+            os.fsync(stream.fileno())
         target = self._path(blob_id)
         target.parent.mkdir(exist_ok=True)
         source.replace(target)
@@ -105,13 +116,10 @@ class LocalBlobs:
             os.fsync(folder)
         finally:
             os.close(folder)
-        return blob
 
 
-def digest(source: Path, *, durable: bool = False) -> Blob:
-    """What is known of the file `source`, which is written through to the disk if it is to be `durable`."""
+def digest(source: Path) -> Blob:
+    """What is known of the file `source`."""
     with source.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        if durable:
-            os.fsync(stream.fileno())
-        return Blob(source.stat().st_size, sha256)
+    return Blob(source.stat().st_size, sha256)

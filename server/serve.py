@@ -20,7 +20,7 @@ from server.access import Access
 from server.agent import Agent
 from server.app import create_app
 from server.bell import Bell
-from server.blobs import LocalBlobs
+from server.blobs import Blobs, LocalBlobs
 from server.child import Command
 from server.control import listening
 from server.database import Database, open_database
@@ -91,7 +91,7 @@ async def serve(
             signer = Signer(await shared_secret(database, "webhook-signing-key", make_signing_key))
             if not database.shared and (back := await store.recover(max_attempts=settings.max_attempts)):
                 log.info("%d jobs that were running when the server died wait again", back)
-            blobs = LocalBlobs(settings.data / "blobs")
+            blobs = _blobs(settings)
             jobs = Jobs(settings, store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=partial(jobs.file, max_bytes=settings.max_image_bytes))
             agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
@@ -154,6 +154,15 @@ async def serve(
             await working
         finally:
             await store.close()
+
+
+def _blobs(settings: Settings) -> Blobs:
+    if not settings.blobs_url:
+        return LocalBlobs(settings.data / "blobs")
+    # why: its library takes a moment to load, which only clusters need to spend
+    from server.bucket import BucketBlobs
+
+    return BucketBlobs(settings.blobs_url, cache=settings.data / "cache" / "blobs")
 
 
 class _QuietServer(uvicorn.Server):

@@ -68,6 +68,11 @@ class Settings(BaseSettings):
         description="Database that several nodes share, such as postgresql://user:password@host/name. "
         "Default: SQLite in the data folder.",
     )
+    blobs_url: str = Field(
+        "",
+        description="S3 bucket for files that several nodes share, such as s3://bucket/prefix; endpoint and "
+        "credentials are those of AWS_* variables. Default: a folder in the data folder.",
+    )
     role: Literal["all", "api", "worker"] = Field(
         "all", description="What this node does: api answers requests, worker does jobs, all does both."
     )

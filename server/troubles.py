@@ -5,6 +5,7 @@ import errno
 from fastapi import FastAPI, Request, Response
 
 from server.answers import fail
+from server.blobs import BlobsUnavailableError
 from server.database import StoreUnavailableError
 from server.errors import plain
 
@@ -17,6 +18,10 @@ def answer_troubles(app: FastAPI) -> None:
     @app.exception_handler(StoreUnavailableError)
     async def answer_store(_request: Request, _error: StoreUnavailableError) -> Response:
         return fail(plain("storage_unavailable", "The server's database cannot be used at the moment"))
+
+    @app.exception_handler(BlobsUnavailableError)
+    async def answer_blobs(_request: Request, _error: BlobsUnavailableError) -> Response:
+        return fail(plain("storage_unavailable", "The server's file store cannot be used at the moment"))
 
     @app.exception_handler(OSError)
     async def answer_disk(_request: Request, error: OSError) -> Response:

@@ -21,9 +21,11 @@ from typing import Any
 import av
 import httpx2
 import pytest
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from server.blobs import Blobs, LocalBlobs
+from server.bucket import BucketBlobs
 from server.database import Database, open_database
 from server.serve import Ports, serve
 from server.settings import Settings
@@ -198,10 +200,38 @@ def store(database: Database) -> Store:
     return Store(database)
 
 
-@pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    """Empty blobs."""
-    return LocalBlobs(tmp_path / "blobs")
+@pytest.fixture(params=["local", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Blobs:
+    """Empty blobs of each kind."""
+    if request.param == "local":
+        return LocalBlobs(tmp_path / "blobs")
+    url = request.getfixturevalue("bucket")(monkeypatch)
+    return BucketBlobs(url, cache=tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Callable[[pytest.MonkeyPatch], str]]:
+    """Makes an empty bucket on an S3 server of our own, on loopback, known to the environment; gives its URL."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    names = itertools.count()
+
+    def create(environment: pytest.MonkeyPatch) -> str:
+        name = f"bucket{next(names)}"
+        for key, value in {
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+        }.items():
+            environment.setenv(key, value)
+        assert httpx2.put(f"{endpoint}/{name}", trust_env=False).status_code == 200
+        return f"s3://{name}/ltxd"
+
+    yield create
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,8 @@ import hashlib
 
 import pytest
 
-from server.blobs import digest
+from server.blobs import BlobsUnavailableError, digest
+from server.bucket import BucketBlobs
 
 
 async def test_a_blob_is_read_back_and_gone_once_deleted(blobs, tmp_path):
@@ -31,3 +32,36 @@ async def test_a_blob_put_again_takes_the_place_of_the_first(blobs, tmp_path):
 async def test_checking_leaves_nothing_behind(blobs, tmp_path):
     await blobs.check()
     assert not [path for path in tmp_path.rglob("*probe*") if path.is_file()]
+
+
+async def test_a_bucket_that_cannot_be_reached_is_told_in_one_line(tmp_path, monkeypatch):
+    for name, value in {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "x"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a")
+    monkeypatch.setattr("server.bucket.TRY_SECONDS", 0)
+    blobs = BucketBlobs("s3://bucket", cache=tmp_path / "cache")
+    for asked in (blobs.check(), blobs.read("a" * 32)):
+        with pytest.raises(BlobsUnavailableError, match=r"^[^\n]+$"):
+            await asked
+
+
+async def test_the_cache_of_a_bucket_forgets_what_was_fetched_first(bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr("server.bucket.CACHE_BYTES", 25)
+    blobs = BucketBlobs(bucket(monkeypatch), cache=tmp_path / "cache")
+    for name in "abc":
+        source = tmp_path / "source"
+        source.write_bytes(name.encode() * 10)
+        await blobs.put(name * 32, source)
+        await blobs.local(name * 32)
+    assert sorted(path.name[0] for path in (tmp_path / "cache").iterdir()) == ["b", "c"]
+    assert await blobs.read("a" * 32) == b"a" * 10
+
+
+async def test_a_large_blob_is_put_in_parts_and_read_back_whole(bucket, tmp_path, monkeypatch):
+    blobs = BucketBlobs(bucket(monkeypatch), cache=tmp_path / "cache")
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 50_000)
+    known = digest(source)
+    await blobs.put("a" * 32, source)
+    assert digest(await blobs.local("a" * 32)) == known

@@ -2,7 +2,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from server.errors import plain
 from server.records import Claim, Sender, StoredFile
@@ -176,11 +176,15 @@ async def test_only_a_waiting_job_can_be_refused(store):
 
 async def test_log_lines_keep_their_order_and_are_capped(store):
     await submit(store, "many", "long")
-    for n in range(MAX_LOG_LINES + 5):
-        await store.log("many", f"line {n}")
+    await store.log("many", "line 0")
+    # as if most of the lines were written
+    await store.write(lambda connection: connection.execute(update(JOBS).values(log_lines=MAX_LOG_LINES - 3)))
+    for n in range(5):
+        await store.log("many", f"line {n + 1}")
     lines = await store.logs("many")
-    assert [line.message for line in lines] == [f"line {n}" for n in range(MAX_LOG_LINES)]
-    assert [line.message for line in await store.logs("many", after=MAX_LOG_LINES - 2)] == ["line 498", "line 499"]
+    assert [line.message for line in lines] == ["line 0", "line 1", "line 2", "line 3"]
+    assert [line.message for line in await store.logs("many", after=MAX_LOG_LINES - 1)] == ["line 3"]
+    await store.write(lambda connection: connection.execute(update(JOBS).values(log_lines=0)))
     for _ in range(50):
         await store.log("long", "x" * 3000)
     lines = await store.logs("long")
