@@ -110,7 +110,7 @@ class Attempt:
 
         Raises: StoppedError, FalError, ChildLostError, OSError.
         """
-        given = ImageToVideoInput.model_validate_json(self._claim.payload)
+        given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
         size = await _unless(stop, self._tools.images.fetch(self._claim.id, given))
         request = to_request(given, image=self._tools.images.path(self._claim.id), image_size=size)
         try:

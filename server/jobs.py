@@ -27,6 +27,8 @@ from server.store import Store
 from server.terms import Terms
 
 RECHECK_SECONDS = 1.0
+LARGE_BYTES = 100_000
+"""From here on JSON is read and written on another thread: an image within takes milliseconds for each megabyte."""
 
 
 def parse(body: bytes, recipe: Recipe) -> ImageToVideoInput:
@@ -75,6 +77,15 @@ class Jobs:
         self._blobs = blobs
         self._bell = bell
 
+    async def parse(self, body: bytes) -> ImageToVideoInput:
+        """The input in `body`, see `parse`; the event loop goes on meanwhile.
+
+        Raises: FalError.
+        """
+        if len(body) < LARGE_BYTES:
+            return parse(body, self.recipe)
+        return await asyncio.to_thread(parse, body, self.recipe)
+
     async def submit(
         self,
         given: ImageToVideoInput,
@@ -92,9 +103,11 @@ class Jobs:
         if free < least:
             raise FalError(plain("queue_full", f"The server's disk has {free} bytes left; at least {least} are kept"))
         job_id, max_bytes = str(uuid.uuid4()), self._settings.max_queue_bytes
+        large = len(given.image_url) >= LARGE_BYTES
+        payload = await asyncio.to_thread(freeze, given) if large else freeze(given)
         match await self.store.submit(
             job_id,
-            freeze(given),
+            payload,
             terms=terms,
             asked=asked,
             max_waiting=max_waiting,

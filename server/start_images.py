@@ -78,7 +78,7 @@ class StartImages:
         if payload is None:
             return
         try:
-            given = ImageToVideoInput.model_validate_json(payload)
+            given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, payload)
             self._kept[job_id] = await self._fetch(job_id, given)
         except FalError as error:
             await self._store.log(job_id, str(error), level="ERROR")

@@ -13,7 +13,7 @@ from server.agent import Agent
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.database import StoreUnavailableError
 from server.errors import FalError, plain
-from server.jobs import JobNotFoundError, Jobs, parse
+from server.jobs import JobNotFoundError, Jobs
 from server.keys import sender_of
 from server.records import Job, LogLine
 from server.schema import APP, ENDPOINT
@@ -37,7 +37,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         sender = sender_of(key, None if url is None else target(url, origin=origin, key=key, allowed=allowed))
         terms = terms_of(request.headers)
         try:
-            given = parse(body, jobs.recipe)
+            given = await jobs.parse(body)
         except FalError as error:
             # why: fal accepts any body, and the model's refusal is the job's result
             job_id = await jobs.submit_failed(error.failure, sender=sender)

@@ -8,7 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
 from server.errors import FalError, plain
-from server.jobs import Jobs, parse
+from server.jobs import Jobs
 from server.keys import sender_of
 from server.orphans import Orphans
 from server.schema import ENDPOINT
@@ -25,8 +25,8 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
     @routes.post(f"/run/{ENDPOINT}")
     async def run(request: Request) -> Response:
         body = await read_body(request, limit=settings.max_body_bytes)
-        given, terms = parse(body, jobs.recipe), terms_of(request.headers)
-        asked = hashlib.sha256(f"{key_id_of(request)}\n".encode() + body).hexdigest()
+        given, terms = await jobs.parse(body), terms_of(request.headers)
+        asked = await asyncio.to_thread(_digest, f"{key_id_of(request)}\n".encode(), body)
         job_id = await orphans.adopt(asked)
         if job_id is None:
             job_id = await jobs.submit(
@@ -42,6 +42,12 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
         return answer if answer is not None else Heartbeat(call)
 
     return routes
+
+
+def _digest(owner: bytes, body: bytes) -> str:
+    digest = hashlib.sha256(owner)
+    digest.update(body)
+    return digest.hexdigest()
 
 
 class Call:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import os
+import selectors
 import shutil
 import socket
 import subprocess
@@ -101,9 +102,15 @@ class OfflineLoop(asyncio.SelectorEventLoop):
 
 
 @contextlib.contextmanager
-def running(data: Path, *, command: Callable[[int], list[str]], **given: Any) -> Iterator[Running]:
+def running(
+    data: Path,
+    *,
+    command: Callable[[int], list[str]],
+    selector: selectors.BaseSelector | None = None,
+    **given: Any,
+) -> Iterator[Running]:
     settings = Settings(**{"port": 0, "tls_port": 0, "drain_timeout": 0, **given, "data": data})
-    up, told, loop, stop = threading.Event(), [], OfflineLoop(), asyncio.Event()
+    up, told, loop, stop = threading.Event(), [], OfflineLoop(selector), asyncio.Event()
 
     def on_start(ports: Ports) -> None:
         told.append(ports)
