@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import client_ways, keys_command, oneshot, weights_command
+from server import client_ways, compare, keys_command, oneshot, weights_command
 from server.settings import Settings
 
 
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="make one clip without a server")
     oneshot.add_flags(generate)
     generate.set_defaults(run=_generate)
+
+    comparing = commands.add_parser("compare", help="the same request to fal and to a server of your own")
+    compare.add_flags(comparing)
+    comparing.set_defaults(run=compare.run)
 
     weights_command.add_commands(commands.add_parser("weights", help="model files"), _settings)
     return parser

@@ -30,14 +30,7 @@ SERVER_ONLY = ("sync_mode",)
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Adds a flag per field of the endpoint's input, then those that say with what to generate."""
-    for name, field in ImageToVideoInput.model_fields.items():
-        if name in SERVER_ONLY:
-            continue
-        flag, help_text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
-        if field.annotation is bool:
-            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
-        else:
-            parser.add_argument(flag, dest=name, required=field.is_required(), help=help_text + _hint(name))
+    add_fields(parser)
     parser.add_argument("--out", type=Path, default=Path("out.mp4"), help="File to write. Default: out.mp4.")
     parser.add_argument("--trace", type=Path, help="Writes the intermediate tensors to this safetensors file.")
     parser.add_argument("--recipe", help="Recipe: a shipped name or a TOML file.")
@@ -52,6 +45,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="auto, cpu or cuda.")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="Default: auto.")
     parser.add_argument("--data", type=Path, help="Folder that holds models/.")
+
+
+def add_fields(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag per field of the endpoint's input."""
+    for name, field in ImageToVideoInput.model_fields.items():
+        if name in SERVER_ONLY:
+            continue
+        flag, help_text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=help_text)
+        else:
+            parser.add_argument(flag, dest=name, required=field.is_required(), help=help_text + _hint(name))
 
 
 def _existing(text: str) -> Path:
@@ -83,9 +88,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             request = to_request(given, image=image, image_size=Size(picture.width, picture.height))
             made = _generate(request, args, settings, recipe)
     except ValidationError as error:
-        for item in error.errors():
-            flag = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "input"
-            sys.stderr.write(f"ltxd generate: {flag}: {item['msg']}\n")
+        sys.stderr.write(f"ltxd generate: {told(error)}\n")
         return 2
     except (PipelineError, FalError, OSError) as error:
         sys.stderr.write(f"ltxd generate: {error}\n")
@@ -97,6 +100,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         f"seed {made.seed}, {total:.1f} s\n"
     )
     return 0
+
+
+def told(error: ValidationError) -> str:
+    """What is wrong with the flags."""
+    faults = []
+    for item in error.errors():
+        flag = f"--{str(item['loc'][0]).replace('_', '-')}" if item["loc"] else "input"
+        faults.append(f"{flag}: {item['msg']}")
+    return "; ".join(faults)
 
 
 def parse(args: argparse.Namespace) -> ImageToVideoInput:

@@ -48,7 +48,7 @@ def _fetch(settings: Settings) -> int:
     try:
         recipe = load_recipe(settings.recipe)
         manifest = load_manifest()
-        wanted = [name for name in (recipe.checkpoint, recipe.lora, recipe.upsampler, recipe.text_encoder) if name]
+        wanted = recipe.files
         files = [file for name in wanted for file in manifest.find(name)]
         if unknown := [name for name in wanted if not manifest.find(name)]:
             return _fail(
