@@ -109,7 +109,7 @@ def test_both_get_the_same_request_and_each_only_its_own_key(stubs, flags):
     assert files == [None, None]
 
 
-def test_a_clip_is_waited_for(stubs, flags, tmp_path):
+def test_a_clip_is_waited_for(stubs, flags):
     stubs[0].polls = 1
     assert main([*flags, "--fal"]) == 0
     assert [call[1] for call in stubs[0].seen].count("/requests/r1/status") == 2
