@@ -69,6 +69,62 @@ for call in (fal_client.run, fal_client.subscribe):
         assert error.message[0]["loc"] == ["body", "num_frames"], error.message
 """
 
+TERMS = """
+import httpx
+from fal_client.client import FalClientHTTPError, FalClientTimeoutError
+
+def busy():
+    return [fal_client.submit(E, arguments={"prompt": "slow", "image_url": image}) for _ in range(3)]
+
+# the client's own clock: it cancels its job and says so
+before = busy()
+seen = []
+try:
+    fal_client.subscribe(
+        E, arguments={"prompt": "a", "image_url": image}, client_timeout=1.2, on_enqueue=seen.append
+    )
+    raise SystemExit("it was in time")
+except FalClientTimeoutError as error:
+    assert error.request_id == seen[0], error
+[*_, last] = fal_client.SyncClient().get_handle(E, seen[0]).iter_events()
+assert last.error_type in ("client_cancelled", "request_timeout"), last
+
+# the server's clock: 504, which is not asked for again
+begun = time.monotonic()
+try:
+    fal_client.run(E, arguments={"prompt": "a", "image_url": image}, start_timeout=1.1)
+    raise SystemExit("it was in time")
+except FalClientHTTPError as error:
+    assert (error.status_code, error.error_type) == (504, "request_timeout"), error
+    assert error.response_headers["x-fal-request-timeout-type"] == "user"
+assert time.monotonic() - begun < 6
+for handle in before:
+    try:
+        handle.cancel()
+    except FalClientHTTPError as error:
+        assert error.status_code == 400, error
+
+# priority, hint and lifetime are accepted, and a failed job is Completed with its error
+handle = fal_client.submit(
+    E, arguments={"prompt": "unsafe", "image_url": image}, priority="low", hint="any", start_timeout=60
+)
+[*_, last] = handle.iter_events()
+assert isinstance(last, fal_client.Completed) and last.error_type == "content_policy_violation", last
+try:
+    handle.get()
+    raise SystemExit("it was safe")
+except FalClientHTTPError as error:
+    assert (error.status_code, error.error_type) == (422, "content_policy_violation"), error
+    assert error.message[0]["input"] == "unsafe"
+
+# this model has no stream and no such path
+try:
+    list(fal_client.stream(E, arguments={"prompt": "a", "image_url": image}))
+    raise SystemExit("it streams")
+except Exception as error:
+    assert "404" in str(error) or "text/event-stream" in str(error), repr(error)
+"""
+
 ASYNC = """
 async def go():
     out = await fal_client.run_async(E, arguments={"prompt": "a", "image_url": image})
@@ -123,7 +179,7 @@ def environment(server, image, capsys):
     return {"FAL_KEY": "x"} | clean | values | {"TEST_IMAGE": image}
 
 
-@pytest.mark.parametrize("script", [SYNC, ASYNC, SEED_PAGE], ids=["sync", "async", "seed page"])
+@pytest.mark.parametrize("script", [SYNC, TERMS, ASYNC, SEED_PAGE], ids=["sync", "terms", "async", "seed page"])
 def test_the_python_client_works_with_the_environment_alone(environment, script):
     done = subprocess.run(
         [sys.executable, "-c", PRELUDE + script],

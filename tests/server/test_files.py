@@ -36,13 +36,40 @@ def test_a_range_is_206(server, url, asked, part):
     assert answer.headers["content-range"].endswith(f"/{len(whole)}")
 
 
-def test_a_range_past_the_end_is_416(server, url):
-    assert server.http.get(url, headers={"range": "bytes=99999999-"}).status_code == 416
+@pytest.mark.parametrize("asked", ["bytes=99999999-", "bytes=-0", "bytes=99999999-99999999"])
+def test_a_range_past_the_end_is_416_and_is_told_the_length(server, url, asked):
+    answer = server.http.get(url, headers={"range": asked})
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{len(server.http.get(url).content)}"
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=", "bytes=x-y", "bytes=5-2", "items=0-5", "0-5", "bytes=0-1,x", "bytes=" + "9" * 5000 + "-", "="]
+)
+def test_a_range_that_is_not_understood_is_as_good_as_none(server, url, asked):
+    answer = server.http.get(url, headers={"range": asked})
+    assert answer.status_code == 200
+    assert answer.content == server.http.get(url).content
+
+
+def test_several_ranges_come_in_one_answer(server, url):
+    whole = server.http.get(url).content
+    answer = server.http.get(url, headers={"range": "bytes=0-3, 10-19,-5"})
+    assert answer.status_code == 206
+    assert answer.headers["content-type"].startswith("multipart/byteranges")
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    for part in (whole[0:4], whole[10:20], whole[-5:]):
+        assert b"\r\n\r\n" + part + b"\r\n" in answer.content
+    # one range that starts at 0 and has no end is the whole, as a part
+    answer = server.http.get(url, headers={"range": "bytes=0-"})
+    assert (answer.status_code, answer.content) == (206, whole)
 
 
 def test_a_known_etag_is_304_and_a_stale_one_gets_the_whole(server, url):
     etag = server.http.get(url).headers["etag"]
     assert server.http.get(url, headers={"if-none-match": etag}).status_code == 304
+    assert server.http.get(url, headers={"if-none-match": f'"x", W/{etag}'}).status_code == 304
+    assert server.http.get(url, headers={"if-none-match": "*"}).status_code == 304
     assert server.http.get(url, headers={"if-none-match": '"x"'}).status_code == 200
     assert server.http.get(url, headers={"range": "bytes=0-1", "if-range": etag}).status_code == 206
     assert server.http.get(url, headers={"range": "bytes=0-1", "if-range": '"x"'}).status_code == 200
