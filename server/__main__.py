@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from server import client_ways, compare, keys_command, oneshot, weights_command
+from server.logs import set_up_logs
 from server.settings import Settings
 
 
@@ -72,9 +72,7 @@ def _serve(args: argparse.Namespace) -> int:
     from server.database import StoreError
     from server.serve import StartError, serve
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for library in ("uvicorn", "alembic"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    set_up_logs()
 
     async def run(settings: Settings) -> None:
         stop = asyncio.Event()

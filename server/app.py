@@ -15,6 +15,7 @@ from server.blobs import Blobs
 from server.errors import FalError, plain
 from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
+from server.limits import bounded, too_long
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
 from server.routes import files, health, queue, run, site, tokens
@@ -142,9 +143,14 @@ class Edge:
             answer = reply({"detail": str(error)}, status=401, headers={"www-authenticate": "Key"})
             await answer(scope, receive, send_with_common)
             return
+        # why: a path of a file is only written to by an upload
+        limit = self._settings.max_upload_bytes if target.path.startswith("/files/") else self._settings.max_body_bytes
+        if (failure := too_long(headers, limit=limit)) is not None:
+            await fail(failure)(scope, receive, send_with_common)
+            return
         inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "query_string": query}
         inner |= {"caller": target.caller, "key": key}
-        await self._app(inner, receive, send_with_common)
+        await self._app(inner, bounded(receive, limit=limit), send_with_common)
 
     @staticmethod
     def _early(scope: Scope, headers: Headers, why: str | None) -> Response | None:

@@ -57,7 +57,8 @@ class LocalBlobs:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        root.mkdir(parents=True, exist_ok=True)
+        # why: whoever could list it could read every file
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def put(self, blob_id: str, source: Path) -> None:
         """Moves the file `source`.

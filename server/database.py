@@ -142,7 +142,8 @@ def open_database(folder: Path, *, url: str = "", on_change: Callable[[], None] 
 
 
 def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
-    folder.mkdir(parents=True, exist_ok=True)
+    # why: prompts and the secrets that all nodes share are in here
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = (folder / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,6 +151,7 @@ def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
         lock.close()
         raise StoreError(f"another ltxd already owns {folder}: stop it, or give this one another --data") from error
     path = folder / "ltxd.sqlite3"
+    path.touch(mode=0o600)
     writer = Session(_sqlite_engine(path, WRITER, "BEGIN IMMEDIATE"), threads=1, name="store-write")
     try:
         writer.transact(upgrade)
@@ -162,7 +164,7 @@ def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
 
 
 def _sqlite_engine(path: Path, pragmas: tuple[str, ...], begin: str) -> Engine:
-    engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0)
+    engine = create_engine(f"sqlite:///{path}", pool_size=1, max_overflow=0, hide_parameters=True)
 
     # why: the driver's own transactions begin late and do not lock; ours begin when we say so
     @event.listens_for(engine, "connect")
@@ -189,6 +191,7 @@ def _postgres(url: str, on_change: Callable[[], None]) -> Database:
             max_overflow=0,
             pool_timeout=POSTGRES_SECONDS,
             pool_pre_ping=True,
+            hide_parameters=True,
             connect_args={
                 "connect_timeout": POSTGRES_SECONDS,
                 # why: a node that lost its network would wait for hours for an answer

@@ -57,7 +57,7 @@ async def _ask(settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:
     from server.database import open_database
     from server.keys import Keys
 
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return await ask(settings.data, asked)
     except NoServerError:

@@ -64,7 +64,8 @@ class ImageSize(BaseModel):
 class ImageToVideoInput(BaseModel):
     """What the endpoint takes. Keys it does not know are ignored, as fal does."""
 
-    model_config = ConfigDict(frozen=True)
+    # why: prompts and URLs would stand in the log wherever an error is logged
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     prompt: Text = Field(description="The prompt to guide the video generation.", examples=[PROMPT_EXAMPLE])
     image_url: Text = Field(

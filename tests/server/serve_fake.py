@@ -12,9 +12,11 @@ sys.path.insert(0, str(ROOT))
 
 
 async def main() -> None:
+    from server.logs import set_up_logs
     from server.serve import serve
     from server.settings import Settings
 
+    set_up_logs()
     data = Path(sys.argv[1])
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

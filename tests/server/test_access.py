@@ -182,3 +182,27 @@ def test_a_wrong_method_is_405_and_is_told_the_right_one(server):
     answer = server.http.get(f"/{ENDPOINT}")
     assert answer.status_code == 405
     assert answer.headers["allow"] == "POST"
+
+
+def test_no_folder_is_listed_and_no_other_file_is_read(server, image):
+    url = server.run(prompt="a", image_url=image).json()["video"]["url"]
+    file_id, name = url.split("/")[-2:]
+    paths = [
+        "",
+        "/",
+        f"/{file_id}",
+        f"/{file_id}/",
+        f"/{file_id[:-1]}/{name}",
+        f"/{file_id}/other.mp4",
+        "/../ltxd.sqlite3",
+    ]
+    paths += [
+        f"/{file_id}/%2e%2e%2f%2e%2e%2fltxd.sqlite3",
+        "/%2e%2e/ltxd.sqlite3",
+        f"/{file_id[:2]}/{file_id}",
+        "/*/*",
+    ]
+    for path in paths:
+        answer = server.http.get(f"{server.url}/files{path}")
+        assert answer.status_code == 404, path
+        assert "detail" in answer.json()
