@@ -54,11 +54,18 @@ class Pipeline:
 
 
 def load(
-    recipe: Recipe, *, models: Path, device: str = "auto", dtype: str = "auto", residency: str = "auto"
+    recipe: Recipe,
+    *,
+    models: Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    residency: str = "auto",
+    keep_fp8: bool = True,
 ) -> Pipeline:
     """Loads what `recipe` names from the folder `models`.
 
-    `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU.
+    `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU. Weights that
+    the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without.
     Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
     """
     if residency not in ("auto", "resident"):
@@ -76,7 +83,9 @@ def load(
         checkpoint = Checkpoint.open(models / recipe.checkpoint)
         transformers = {}
         for strength in sorted({stage.lora_strength for stage in recipe.stages}):
-            transformers[strength] = load_component(checkpoint, "transformer", dtype=kind, device=place)
+            transformers[strength] = load_component(
+                checkpoint, "transformer", dtype=kind, device=place, keep_fp8=keep_fp8
+            )
             if strength:
                 fuse_lora(transformers[strength], models / recipe.lora, strength=strength)
         parts: dict[str, Any] = {

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--residency", default="auto", choices=["auto", *RESIDENCIES])
+    parser.add_argument("--dequantise", action="store_true")
     parser.add_argument("--semantics", default="recipe", choices=["recipe", *get_args(Semantics)])
     parser.add_argument("--safety-classifier", type=Path)
     parser.add_argument("--safety-threshold", type=float, required=True)
@@ -57,7 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         chosen = recipe.load(args.recipe, semantics=args.semantics)
         pipeline = replace(
-            generate.load(chosen, models=args.models, device=args.device, residency=args.residency),
+            generate.load(
+                chosen,
+                models=args.models,
+                device=args.device,
+                residency=args.residency,
+                keep_fp8=not args.dequantise,
+            ),
             safety=safety.load(
                 classifier=args.safety_classifier, threshold=args.safety_threshold, forced=args.force_safety_checker
             ),

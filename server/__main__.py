@@ -41,6 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         field = Settings.model_fields[name.replace("-", "_")]
         serve.add_argument(f"--{name}", type=kind, help=field.description)
+    serve.add_argument(
+        "--dequantise", action="store_true", default=None, help=Settings.model_fields["dequantise"].description
+    )
     serve.set_defaults(run=_serve)
 
     client_ways.add_commands(commands.add_parser("client", help="what a client needs to come here"), _settings)

@@ -51,6 +51,7 @@ def worker_command(settings: Settings) -> Command:
             f"--models={settings.models}",
             f"--device={settings.device}",
             f"--semantics={settings.semantics}",
+            *(["--dequantise"] if settings.dequantise else []),
             f"--safety-threshold={settings.safety_threshold}",
             *([f"--safety-classifier={settings.safety_classifier}"] if settings.safety_classifier else []),
             *(["--force-safety-checker"] if settings.force_safety_checker else []),

@@ -43,6 +43,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--lora-strength", type=float, help="Strength of the LoRA, in every stage. Default: the recipe's."
     )
     parser.add_argument("--device", help="auto, cpu or cuda.")
+    parser.add_argument(
+        "--dequantise", action="store_true", default=None, help=Settings.model_fields["dequantise"].description
+    )
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="Default: auto.")
     parser.add_argument("--data", type=Path, help="Folder that holds models/.")
 
@@ -149,7 +152,13 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         recipe = replace(recipe, stages=stages)
     plan = make_plan(request, recipe)
     pipeline = replace(
-        generate.load(recipe, models=settings.models, device=settings.device, dtype=args.dtype),
+        generate.load(
+            recipe,
+            models=settings.models,
+            device=settings.device,
+            dtype=args.dtype,
+            keep_fp8=not settings.dequantise,
+        ),
         safety=safety.load(
             classifier=settings.safety_classifier,
             threshold=settings.safety_threshold,

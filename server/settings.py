@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     residency: Literal["auto", "resident", "evict-text", "fp8", "fp8-evict-text", "stream"] = Field(
         "auto", description="What of the model stays on the device; auto is the first that fits."
     )
+    dequantise: bool = Field(
+        False, description="Whether weights that a file has in fp8 are turned into the working dtype at loading."
+    )
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
         (), description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused."
     )

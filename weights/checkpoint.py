@@ -74,7 +74,7 @@ class Checkpoint:
             headers=tuple(header for part in parts for header in part.headers),
             config={},
             arguments={part.kind: part.arguments for part in parts},
-            model_version="2.3.0",
+            model_version="2.3",
             is_demo=False,
             tensors=tensors,
         )

@@ -41,9 +41,15 @@ class Part:
 
 
 def read(folder: Path) -> list[Part]:
-    """The components in `folder`, or the one that it is. Raises: WeightsFileError."""
-    candidates = [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir())]
-    parts = [part for path in candidates if (part := _part(path)) is not None]
+    """The components in `folder`, or the one that it is. Raises: WeightsFileError.
+
+    The upsampler is only ever read by itself: its tensors have names that do not say whose they are.
+    """
+    whole = _part(folder)
+    if whole is not None:
+        return [whole]
+    parts = [part for path in sorted(folder.iterdir()) if path.is_dir() and (part := _part(path)) is not None]
+    parts = [part for part in parts if part.kind != "upsampler"]
     if not parts:
         raise WeightsFileError(folder, found="no config.json that names a class we know", expected=_EXPECTED)
     return parts

@@ -23,3 +23,8 @@ from server.settings import Settings
 def test_the_settings_of_the_safety_checker_reach_the_generating_process(settings, flags):
     command = worker_command(Settings(**settings))(7)
     assert [word for word in command if "safety" in word] == flags
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_wish_to_have_fp8_dequantised_reaches_the_generating_process(asked):
+    assert ("--dequantise" in worker_command(Settings(dequantise=asked))(7)) is asked

@@ -12,7 +12,6 @@ from weights.lora import Lora
 
 NAME = "ltx-2.3-tiny.safetensors"
 UPSAMPLER = "ltx-2.3-tiny-spatial-upscaler-x2.safetensors"
-KINDS = tuple(kind for kind in names.KINDS if kind != "upsampler")
 
 
 def open_file(tiny, kind):
@@ -20,20 +19,8 @@ def open_file(tiny, kind):
 
 
 @pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory):
-    """What diffusers saves, the transformer in shards."""
-    folder = tmp_path_factory.mktemp("diffusers")
-    for kind in names.KINDS:
-        module = load_component(open_file(tiny, kind), kind, dtype=torch.bfloat16, device="cpu")
-        if kind == "vocoder":
-            # as the conversion script of diffusers leaves it
-            module.register_to_config(final_act_fn=None)
-        module.save_pretrained(
-            folder / ("latent_upsampler" if kind == "upsampler" else kind),
-            max_shard_size="150KB" if kind == "transformer" else "1GB",
-        )
-    (folder / "model_index.json").write_text("{}")
-    return folder
+def folder(diffusers_folder):
+    return diffusers_folder
 
 
 def test_the_transformer_lies_in_shards(folder):
@@ -53,6 +40,13 @@ def test_the_vocoder_is_clamped_although_the_folder_does_not_say_so(folder):
     vocoder = load_component(Checkpoint.open(folder), "vocoder", dtype=torch.float32, device="cpu")
     assert vocoder.vocoder.final_act_fn == "clamp"
     assert vocoder.bwe_generator.final_act_fn is None
+
+
+def test_the_upsampler_in_the_folder_is_left_for_who_names_it(folder):
+    assert (folder / "latent_upsampler" / "config.json").is_file()
+    opened = Checkpoint.open(folder)
+    assert set(opened.arguments) == set(names.KINDS) - {"upsampler"}
+    assert {names.kind_of(name) for name in opened.tensors} == set(opened.arguments)
 
 
 def test_a_lora_fits_the_folder_as_it_fits_the_file(tiny, folder):

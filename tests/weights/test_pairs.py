@@ -57,6 +57,14 @@ def test_files_that_belong_together_pass(check):
     check(lora=None, upsampler=None)
 
 
+def test_a_folder_of_diffusers_passes_with_its_own_text_encoder_and_upsampler(check, diffusers_folder):
+    check(
+        checkpoint=diffusers_folder,
+        text_encoder=diffusers_folder,
+        upsampler=diffusers_folder / "latent_upsampler",
+    )
+
+
 def test_a_checkpoint_of_2_0_is_refused(tiny, check, tmp_path):
     def change(config):
         for name in [name for name in config["transformer"] if name.startswith("caption_proj")]:

@@ -124,13 +124,8 @@ def test_names_as_transformers_5_saves_them_are_read(encoder, tmp_path):
     assert all(torch.equal(value, again[name]) for name, value in encoder.model.state_dict().items())
 
 
-def test_a_folder_of_diffusers_keeps_the_tokenizer_beside_it(tiny, encoder, tmp_path):
-    (tmp_path / "text_encoder").mkdir()
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "model_index.json").write_text("{}")
-    for path in (tiny / "gemma").iterdir():
-        shutil.copy(path, tmp_path / ("tokenizer" if path.name.startswith("tokenizer") else "text_encoder"))
-    other = load_text_encoder(tmp_path, dtype=torch.float32, device="cpu")
+def test_a_folder_of_diffusers_keeps_the_tokenizer_beside_it(diffusers_folder, encoder):
+    other = load_text_encoder(diffusers_folder, dtype=torch.float32, device="cpu")
     ids = other.tokenizer(WORDS[0], return_tensors="pt").input_ids
     assert torch.equal(ids, encoder.tokenizer(WORDS[0], return_tensors="pt").input_ids)
     assert torch.equal(states(other, ids), states(encoder, ids))
