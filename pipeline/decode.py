@@ -4,11 +4,17 @@ The decoder looks 13 latent frames around, so overlapping chunks cannot be exact
 keeps the last frames it has seen: a chunk goes in, and as many frames come out as no later chunk can change.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Generator, Iterator
 from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from pipeline.decoding import Tiles
+from pipeline.plan import CELL_FRAMES
+from pipeline.tiling import decode_tiles
+from pipeline.types import Progress
 
 LATENT_FRAMES: Final = 4
 """Latent frames a chunk: 32 frames."""
@@ -22,7 +28,20 @@ def decode(vae: Any, latents: Tensor, *, latent_frames: int = LATENT_FRAMES) -> 
     Units: 0 black to 1 white, in the VAE's dtype.
     """
     for pixels in decode_pixels(vae, latents, latent_frames=latent_frames):
-        yield ((pixels[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
+        yield _shown(pixels)
+
+
+@torch.inference_mode()
+def decode_in_tiles(vae: Any, latents: Tensor, *, tiles: Tiles) -> Generator[Progress, None, Iterator[Tensor]]:
+    """As `decode`, for a device that has no room for the whole picture; gives its chunks once all tiles are decoded.
+
+    Near the edges of tiles the frames differ from those of `decode`.
+    """
+    stream = functools.partial(decode_pixels, vae, latent_frames=1)
+    mosaic = yield from decode_tiles(stream, latents, height=tiles, width=tiles)
+    frames = (latents.shape[2] - 1) * CELL_FRAMES + 1
+    starts = range(0, frames, CELL_FRAMES)
+    return (_shown(mosaic.frames(n, min(n + CELL_FRAMES, frames), device=latents.device)) for n in starts)
 
 
 @torch.inference_mode()
@@ -98,6 +117,11 @@ def decode_audio(audio_vae: Any, vocoder: Any, latents: Tensor) -> Tensor:
     ):
         waveform: Tensor = vocoder(mel.float())
     return waveform[0]
+
+
+def _shown(pixels: Tensor) -> Tensor:
+    """Frames, 0 black to 1 white. Shapes: [1, 3, n, H, W] -> [n, H, W, 3]."""
+    return ((pixels[0].permute(1, 2, 3, 0) + 1) / 2).clamp(0, 1)
 
 
 def _channels(statistics: Tensor, latents: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import conditioning, decode, expansion, gemma, text
+from pipeline.decoding import CELL
 from pipeline.denoise import Conditions, denoise
 from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.mux import FADE_SECONDS, Mp4Writer, padded, provenance
-from pipeline.plan import CELL, Plan, Stage
+from pipeline.plan import Plan, Stage
 from pipeline.recipe import Recipe
 from pipeline.safety import Safety, Watch
 from pipeline.trace import Record, discard
@@ -31,6 +32,8 @@ from weights.text_encoder import TextEncoder, load_text_encoder
 log = logging.getLogger(__name__)
 
 SAMPLE_RATE: Final = 48_000
+DECODE_SHARE: Final = 0.8
+"""Of the device's free memory. The rest is for what cuDNN works in and for gaps between tensors."""
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 T = TypeVar("T")
 
@@ -270,6 +273,15 @@ def _under(record: Record, prefix: str, name: str, tensor: Tensor) -> None:
     record(prefix + name, tensor)
 
 
+def decode_memory(device: torch.device | str) -> int | None:
+    """Bytes that decoding may take on `device`; None where it may take what it likes, on the host."""
+    if torch.device(device).type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int((free + unused) * DECODE_SHARE)
+
+
 def _write_frames(
     pipeline: Pipeline,
     latents: Tensor,
@@ -281,7 +293,12 @@ def _write_frames(
 ) -> Generator[Progress, None, None]:
     kept = []
     done = 0
-    for chunk in decode.decode(pipeline.vae, latents):
+    how = plan.decoding
+    if how.tiles is None:
+        chunks = decode.decode(pipeline.vae, latents, latent_frames=how.latent_frames)
+    else:
+        chunks = yield from decode.decode_in_tiles(pipeline.vae, latents, tiles=how.tiles)
+    for chunk in chunks:
         if record is not discard:
             kept.append(chunk.float())
         pixels = decode.to_bytes(chunk).cpu().numpy()

@@ -6,18 +6,19 @@ from fractions import Fraction
 from typing import Final, Literal
 
 from pipeline import sigmas as schedules
+from pipeline.decoding import CELL, Decoding, fitting
 from pipeline.encoding import Encoding, encoding, frame_rate
 from pipeline.errors import OverBudgetError
 from pipeline.recipe import Recipe, Sampler, StageRecipe, StreamGuidance
 from pipeline.types import GenerationRequest, Size
 
-CELL: Final = 32
-"""Pixels a latent cell covers across and down."""
 CELL_FRAMES: Final = 8
 """Frames a latent frame covers, but for the first, which covers one."""
 LONGEST_SECONDS: Final = 20.0
 """Video positions reach 20 s (`positional_embedding_max_pos`); beyond, the model has seen nothing."""
 AUDIO_TOKENS_PER_SECOND: Final = 25
+DECODED_BYTES: Final = 2
+"""A value of the VAE's on a device that is short of memory: bfloat16."""
 MEGAPIXEL: Final = 1_000_000
 
 
@@ -90,6 +91,7 @@ class Plan:
     latent_frames: int
     audio_tokens: int
     stages: tuple[Stage, ...]
+    decoding: Decoding
     encoding: Encoding
     has_audio: bool
     notes: tuple[str, ...]
@@ -106,9 +108,10 @@ class Plan:
         return math.ceil(self.size.width * self.size.height * self.num_frames / MEGAPIXEL)
 
 
-def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
+def make_plan(request: GenerationRequest, recipe: Recipe, *, decode_memory: int | None = None) -> Plan:
     """The plan for `request` under `recipe`.
 
+    Units: `decode_memory` bytes that decoding may take on the device, None where it may take what it likes.
     Raises: OverBudgetError when the clip has more latent tokens than the recipe allows.
     """
     notes = []
@@ -132,6 +135,12 @@ def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
             f"at {request.fps:g} fps the clip lasts {num_frames / request.fps:.0f} s: motion and sound are made for "
             f"{LONGEST_SECONDS:g} s, the longest the model knows, and played at {request.fps:g} fps"
         )
+    decoding = fitting(size, memory=decode_memory, value_bytes=DECODED_BYTES)
+    if decoding.tiles is not None:
+        notes.append(
+            f"decoded in tiles of {decoding.tiles.length * CELL} pixels, blended where they meet: the device has "
+            f"{(decode_memory or 0) / 1e9:.1f} GB for it"
+        )
     stages = tuple(_stage(stage, request, size=size, latent_frames=latent_frames) for stage in recipe.stages)
     return Plan(
         size=size,
@@ -141,6 +150,7 @@ def make_plan(request: GenerationRequest, recipe: Recipe) -> Plan:
         latent_frames=latent_frames,
         audio_tokens=round(num_frames / conditioning_fps * AUDIO_TOKENS_PER_SECOND),
         stages=stages,
+        decoding=decoding,
         encoding=encoding(request.quality, request.write_mode),
         has_audio=request.audio,
         notes=tuple(notes),

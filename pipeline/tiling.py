@@ -3,25 +3,19 @@
 What it makes is close to the clip decoded whole, not equal to it: a tile does not see what lies beyond its edge.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from pipeline.plan import CELL, CELL_FRAMES
+from pipeline.decoding import CELL, Tiles
+from pipeline.plan import CELL_FRAMES
+from pipeline.types import Progress
 
-Decode = Callable[[Tensor], Tensor]
-"""From latents [1, 128, f, h, w] to pixels [1, 3, 8f-7, 32h, 32w]."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Length of a tile along one axis, and of what it shares with the next. Units: latent frames or cells."""
-
-    length: int
-    overlap: int
+Stream = Callable[[Tensor], Iterator[Tensor]]
+"""From latents [1, 128, f, h, w] to chunks of pixels [1, 3, n, 32h, 32w], all of their frames in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,45 +28,79 @@ class _Tile:
     weights: Tensor
 
 
-def decode_tiled(decode: Decode, latents: Tensor, *, frames: Tiles, height: Tiles, width: Tiles) -> Tensor:
-    """Pixels of normalised latents, `decode` being called once for each tile.
+@dataclass(frozen=True)
+class Mosaic:
+    """Decoded tiles, on the host. Shapes: each [1, 3, F, h, w]."""
+
+    height: int
+    width: int
+    parts: list[tuple[_Tile, _Tile, Tensor]]
+    """Down, across, pixels."""
+
+    def frames(self, begin: int, end: int, *, device: torch.device | str) -> Tensor:
+        """Frames of the whole picture, put together on `device`. Shapes: [1, 3, end - begin, H, W], float32."""
+        total = torch.zeros(1, 3, end - begin, self.height, self.width, device=device)
+        weight = torch.zeros(self.height, self.width, device=device)
+        for y, x, pixels in self.parts:
+            share = (y.weights.view(-1, 1) * x.weights).to(device)
+            place = (..., slice(y.first, y.first + len(y.weights)), slice(x.first, x.first + len(x.weights)))
+            total[place] += pixels[:, :, begin:end].to(device) * share
+            weight[place] += share
+        return total.div_(weight)
+
+
+def decode_tiles(decode: Stream, latents: Tensor, *, height: Tiles, width: Tiles) -> Generator[Progress, None, Mosaic]:
+    """Decodes tile after tile, each from its first frame to its last, so that the device never holds more than one.
+
+    What layers keep between chunks is most of what decoding takes: tiles side by side, in step, would save nothing.
+    Source: Lightricks/LTX-2 1.2.0, tiled decoding (golden conventions, section 9).
+    """
+    places = list(product(_in_space(latents.shape[3], height), _in_space(latents.shape[4], width)))
+    frames = (latents.shape[2] - 1) * CELL_FRAMES + 1
+    parts = []
+    for index, (y, x) in enumerate(places):
+        chunks = []
+        for chunk in decode(latents[..., y.start : y.end, x.start : x.end]):
+            chunks.append(chunk.cpu())
+            done = sum(c.shape[2] for c in chunks)
+            yield Progress("decode_tiles", index * frames + done, len(places) * frames)
+        parts.append((y, x, torch.cat(chunks, 2)))
+    return Mosaic(latents.shape[3] * CELL, latents.shape[4] * CELL, parts)
+
+
+def decode_tiled(decode: Stream, latents: Tensor, *, frames: Tiles, height: Tiles, width: Tiles) -> Tensor:
+    """Pixels of latents in tiles of time as well, as the model's authors decode; ours need none in time.
 
     Shapes: [1, 128, F, H, W] -> [1, 3, 8F-7, 32H, 32W].
     Source: Lightricks/LTX-2 1.2.0, tiled decoding (golden conventions, section 9).
     """
     _, _, f, h, w = latents.shape
-    total: Tensor | None = None
-    weight = latents.new_zeros(1, 1, (f - 1) * CELL_FRAMES + 1, h * CELL, w * CELL)
-    for t, y, x in product(_in_time(f, frames), _in_space(h, height), _in_space(w, width)):
-        pixels = decode(latents[:, :, t.start : t.end, y.start : y.end, x.start : x.end])
-        share = (t.weights.view(-1, 1, 1) * y.weights.view(-1, 1) * x.weights).to(pixels)
-        place = (
-            ...,
-            slice(t.first, t.first + len(t.weights)),
-            slice(y.first, y.first + len(y.weights)),
-            slice(x.first, x.first + len(x.weights)),
-        )
-        if total is None:
-            total = pixels.new_zeros(1, pixels.shape[1], *weight.shape[2:])
-        total[place] += pixels * share
-        weight[place] += share
-    if total is None:
-        raise ValueError("latents have at least one frame, row and column")
-    return total / weight.to(total)
+    total = latents.new_zeros(1, 3, (f - 1) * CELL_FRAMES + 1, h * CELL, w * CELL)
+    weight = latents.new_zeros(total.shape[2], 1, 1)
+    for t in _in_time(f, frames):
+        mosaic = finished(decode_tiles(decode, latents[:, :, t.start : t.end], height=height, width=width))
+        pixels = mosaic.frames(0, len(t.weights), device=latents.device)
+        share = t.weights.view(-1, 1, 1)
+        total[:, :, t.first : t.first + len(t.weights)] += pixels * share
+        weight[t.first : t.first + len(t.weights)] += share
+    return total / weight
 
 
-def _starts(n: int, tiles: Tiles) -> list[tuple[int, int]]:
-    """Where tiles begin and end: as many as cover `n`."""
-    stride = tiles.length - tiles.overlap
-    count = max(1, (n + tiles.length - 2 * tiles.overlap - 1) // stride)
-    return [(i * stride, n if i == count - 1 else i * stride + tiles.length) for i in range(count)]
+def finished(work: Generator[Progress, None, Mosaic]) -> Mosaic:
+    """What `work` gives at its end, for those who need no progress."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            mosaic: Mosaic = end.value
+            return mosaic
 
 
 def _in_space(n: int, tiles: Tiles) -> list[_Tile]:
     """Tiles along a side; each fades in and out over the pixels that it shares."""
     ramp = torch.arange(1, tiles.overlap * CELL + 1) / (tiles.overlap * CELL + 1)
     found = []
-    for start, end in _starts(n, tiles):
+    for start, end in tiles.places(n):
         weights = torch.ones((end - start) * CELL)
         if start > 0:
             weights[: len(ramp)] *= ramp
@@ -87,7 +115,7 @@ def _in_time(n: int, tiles: Tiles) -> list[_Tile]:
     shared = tiles.overlap * CELL_FRAMES
     rising, falling = torch.arange(shared + 1) / (shared + 1), 1 - torch.arange(1, shared + 1) / (shared + 1)
     found = []
-    for begin, end in _starts(n, tiles):
+    for begin, end in tiles.places(n):
         start = max(0, begin - 1)
         weights = torch.ones((end - start - 1) * CELL_FRAMES + 1)
         if begin > 0:

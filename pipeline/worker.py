@@ -75,7 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
     def start(job: Generate) -> Generator[Progress, None, Generated]:
-        return generate.generate(pipeline, job.request, make_plan(job.request, chosen), output=job.output)
+        return generate.generate(
+            pipeline,
+            job.request,
+            make_plan(job.request, chosen, decode_memory=generate.decode_memory(pipeline.model.device)),
+            output=job.output,
+        )
 
     connection.sendall(pack(Ready(pipeline.model)))
     return work(connection, start)

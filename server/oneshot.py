@@ -150,7 +150,7 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
     if args.lora_strength is not None:
         stages = tuple(replace(stage, lora_strength=args.lora_strength) for stage in recipe.stages)
         recipe = replace(recipe, stages=stages)
-    plan = make_plan(request, recipe)
+    make_plan(request, recipe)  # a request that cannot be planned is told before the model is loaded
     pipeline = replace(
         generate.load(
             recipe,
@@ -165,6 +165,7 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
             forced=settings.force_safety_checker,
         ),
     )
+    plan = make_plan(request, recipe, decode_memory=generate.decode_memory(pipeline.model.device))
     record = trace.discard if args.trace is None else trace.Trace()
     clip = generate.generate(pipeline, request, plan, output=args.out, record=record)
     stage, bar = "", tqdm(disable=True)

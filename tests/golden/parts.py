@@ -1,6 +1,7 @@
 """Golden components and prompts: every module on its own, loaded by our loader and called as the product calls it."""
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline import decode, sigmas, text
+from pipeline.decoding import Tiles
 from pipeline.denoise import patchify_audio, unpatchify_audio
-from pipeline.tiling import Tiles, decode_tiled
+from pipeline.tiling import decode_tiled
 from pipeline.transformer import Context, Omission, Runs, geometry, modulation, positions, velocity
 from tests.golden.cases import CHECKPOINT, UPSAMPLER, UnknownParamError
 from weights.checkpoint import Checkpoint, load_component
@@ -132,7 +134,7 @@ def _vae(vae: Any, params: Mapping[str, Any], grid: tuple[int, int, int]) -> dic
         "decode": decoded,
         "decode_tail": decoded[:, :, -1:, -16:, -16:],
         "tile_latent": tile_latent,
-        "decode_tiled": decode_tiled(whole, tile_latent, **tiles),
+        "decode_tiled": decode_tiled(partial(decode.decode_pixels, vae), tile_latent, **tiles),
         "decode_untiled": whole(tile_latent),
     }
 

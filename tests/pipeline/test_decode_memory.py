@@ -1,15 +1,17 @@
 """What decoding holds at the real size, counted on the meta device: tensors have sizes there, and no memory."""
 
+import functools
+import itertools
 import json
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import Memory
 from pipeline import decode
+from pipeline.decoding import Decoding, Tiles
+from pipeline.types import Size
 from weights import config
 
 CONFIG = Path(__file__).parent.parent / "weights" / "layout" / "ltx-2.3-config.json"
@@ -24,48 +26,49 @@ def vae():
     return built
 
 
-class Live(TorchDispatchMode):
-    """Counts the bytes of every tensor made inside, for as long as it lives."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self._sizes = {}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
-        return out
-
-    def _count(self, storage):
-        key = storage._cdata
-        if key not in self._sizes:
-            self._sizes[key] = storage.nbytes()
-            self.live += storage.nbytes()
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key):
-        self.live -= self._sizes.pop(key)
-
-
-def peak(vae, *, height, width, frames, latent_frames):
-    with Live() as count:
-        for _ in decode.decode(
-            vae, torch.empty(1, 128, frames, height, width, device="meta"), latent_frames=latent_frames
-        ):
+def peak(vae, *, height, width, frames, how):
+    latents = torch.empty(1, 128, frames, height, width, device="meta")
+    with Memory("meta") as memory:
+        if how.tiles is None:
+            chunks = decode.decode(vae, latents, latent_frames=how.latent_frames)
+        else:
+            chunks = tiled(vae, latents, how.tiles)
+        for _ in chunks:
             pass
-    return count.peak
+    return memory.peak
+
+
+def tiled(vae, latents, tiles):
+    """The chunks of a decode in tiles, whose tiles stay where they are: nothing comes from the meta device."""
+    stream = functools.partial(decode.decode_pixels, vae, latent_frames=1)
+    begin = 0
+    for y, x in itertools.product(tiles.places(latents.shape[3]), tiles.places(latents.shape[4])):
+        for _ in stream(latents[..., slice(*y), slice(*x)]):
+            begin += 1
+    assert begin
+    yield torch.zeros(1, 3, 8, latents.shape[3] * 32, latents.shape[4] * 32, device="meta").div(2)
 
 
 def test_a_long_clip_takes_no_more_than_a_short_one(vae):
-    short, long = (peak(vae, height=4, width=6, frames=f, latent_frames=2) for f in (16, 30))
+    short, long = (peak(vae, height=4, width=6, frames=f, how=Decoding(2)) for f in (16, 30))
     assert long < short * 1.02
 
 
-@pytest.mark.parametrize(("latent_frames", "gib"), [(2, 2.8), (4, 4.5)])
-def test_decoding_121_frames_of_720p_takes_so_much(vae, latent_frames, gib):
-    found = peak(vae, height=22, width=40, frames=16, latent_frames=latent_frames) / 2**30
-    assert 0.9 * gib < found < gib
+@pytest.mark.parametrize(
+    ("size", "how"),
+    [
+        (Size(1280, 704), Decoding(4)),
+        (Size(704, 1280), Decoding(2)),
+        (Size(256, 192), Decoding(1)),
+        (Size(768, 512), Decoding(1, Tiles(16, 4))),
+        (Size(768, 512), Decoding(1, Tiles(12, 4))),
+    ],
+)
+def test_decoding_takes_what_the_plan_reckons_with(vae, size, how):
+    found = peak(vae, height=size.height // 32, width=size.width // 32, frames=16, how=how)
+    assert found <= how.peak(size, value_bytes=2) * 1.01
+    assert found >= how.peak(size, value_bytes=2) * 0.9
+
+
+def test_720p_takes_less_than_5_gb():
+    assert Decoding().peak(Size(1280, 704), value_bytes=2) < 5e9

@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from pipeline import generate, plan, recipe, safety, word_list
 from pipeline.classifiers import Classifier
+from pipeline.decoding import Decoding, Tiles
 from pipeline.errors import ContentError, SafetyUnavailableError, WeightsError
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Size
 
@@ -178,6 +179,33 @@ def test_frames_come_to_the_host_as_bytes(pipeline, request_, tmp_path):
     frames = [dtype for dtype, shape in transfers.seen if shape[-3:] == (64, 96, 3)]
     assert frames
     assert set(frames) == {torch.uint8}
+
+
+def test_in_tiles_the_clip_has_the_same_frames_but_for_the_seams(pipeline, request_, tmp_path):
+    asked = replace(request_, size=Size(160, 128), audio=False)
+    planned = plan.make_plan(asked, TINY)
+    clips = []
+    for name, decoding in (("whole", planned.decoding), ("tiles", Decoding(1, Tiles(3, 1)))):
+        clip = generate.generate(pipeline, asked, replace(planned, decoding=decoding), output=tmp_path / f"{name}.mp4")
+        clips.append(list(clip))
+    tiles = [p for p in clips[1] if p.stage == "decode_tiles"]
+    assert tiles[-1].step == tiles[-1].total == 4 * 25
+    assert not [p for p in clips[0] if p.stage == "decode_tiles"]
+    whole, tiled = (frames(tmp_path / f"{name}.mp4").astype(float) for name in ("whole", "tiles"))
+    assert whole.shape == tiled.shape
+    assert not np.array_equal(whole, tiled)
+
+
+@pytest.mark.parametrize(("gb", "tiles"), [(None, False), (5, False), (0.5, True)])
+def test_only_a_device_short_of_memory_decodes_in_tiles_and_the_log_says_so(request_, gb, tiles):
+    asked = replace(request_, size=Size(1280, 704))
+    made = plan.make_plan(asked, TINY, decode_memory=None if gb is None else int(gb * 1e9))
+    assert (made.decoding.tiles is not None) == tiles
+    assert any("decoded in tiles of" in note for note in made.notes) == tiles
+
+
+def test_on_the_host_decoding_may_take_what_it_likes():
+    assert generate.decode_memory("cpu") is None
 
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
