@@ -9,6 +9,7 @@ DEMO_WEIGHTS := data/models/demo/ltx-2.3-demo.safetensors
 JS := tests/contract
 JS_INSTALLED := $(JS)/node_modules/.package-lock.json
 OLD_CLIENTS := $(foreach version,0.11.0 0.13.2,$(JS)/python_modules/$(version)/installed)
+FAL_SDK := $(JS)/python_modules/fal/installed
 PYTEST_FLAGS ?= -q
 
 .PHONY: help demo test check lint test-full serve bench clean
@@ -40,6 +41,10 @@ $(OLD_CLIENTS): $(JS)/python_modules/%/installed: | $(INSTALLED)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade --target $(@D) fal-client==$*
 	@touch $@
 
+$(FAL_SDK): | $(INSTALLED)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade --target $(@D) fal==1.83.0
+	@touch $@
+
 $(DEMO_WEIGHTS): $(wildcard weights/demo/*.*) | $(INSTALLED)
 	@echo "building the demo weights"
 	@LTX_DATA=$(DATA) $(BIN)/ltxd weights build-demo
@@ -62,7 +67,7 @@ lint: $(INSTALLED)
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/lint-imports --no-cache --no-logo
 
-test-full: test $(JS_INSTALLED) $(OLD_CLIENTS)
+test-full: test $(JS_INSTALLED) $(OLD_CLIENTS) $(FAL_SDK)
 	@$(BIN)/pytest $(PYTEST_FLAGS) -m "full and not slow and not gpu"
 
 bench: $(INSTALLED) $(DEMO_WEIGHTS)
