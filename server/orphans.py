@@ -2,7 +2,8 @@
 
 Node gives up a request after 300 s and sends it again: the same body then joins the job that it had started. Two
 callers that wait at the same time keep their own jobs. All of it stands in the store, so that a caller finds its job
-again after the server was started anew.
+again after the server was started anew: a job's row says from when on its call counts as lost, and that time is put
+off as long as somebody waits.
 """
 
 import time
@@ -11,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, updat
 
 from server.store import Store
 from server.tables import JOBS
+from server.terms import ATTENDED_SECONDS
 
 REMEMBER_SECONDS = 600.0
 CANCELLED_STATUS = 499
@@ -22,13 +24,17 @@ class Orphans:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    async def attend(self, job_id: str) -> None:
+        """Says that the job's caller still waits. To be said again within `ATTENDED_SECONDS`."""
+        await self._set(job_id, time.time() + ATTENDED_SECONDS)
+
     async def leave(self, job_id: str) -> None:
-        """Orphans the job: its caller's connection is lost."""
-        await self._store.change(
-            lambda connection: connection.execute(
-                update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None)).values(orphaned=time.time())
-            )
-        )
+        """Orphans the job: its caller's connection is lost, and was before the job ended if it has."""
+        await self._set(job_id, func.coalesce(JOBS.c.finished, time.time()))
+
+    async def _set(self, job_id: str, orphaned: object) -> None:
+        called = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None)).values(orphaned=orphaned)
+        await self._store.change(lambda connection: connection.execute(called))
 
     async def adopt(self, asked: str) -> str | None:
         """The oldest orphan of an equal call that still runs or has ended lately, no orphan any more; or None."""
@@ -37,7 +43,12 @@ class Orphans:
             seq = connection.scalar(select(func.min(JOBS.c.seq)).where(_adoptable(asked)))
             if seq is None:
                 return None
-            one = update(JOBS).where(JOBS.c.seq == seq).values(orphaned=None).returning(JOBS.c.id)
+            one = (
+                update(JOBS)
+                .where(JOBS.c.seq == seq)
+                .values(orphaned=time.time() + ATTENDED_SECONDS)
+                .returning(JOBS.c.id)
+            )
             return str(connection.execute(one).scalar_one())
 
         # why: almost no call has an orphan, and looking is cheaper than a turn at the writer
@@ -50,10 +61,15 @@ _FIRST = select(JOBS.c.seq).limit(1)
 
 
 def _adoptable(asked: str) -> ColumnElement[bool]:
+    now = time.time()
     return and_(
         JOBS.c.asked == asked,
-        JOBS.c.orphaned.is_not(None),
+        JOBS.c.orphaned <= now,
         JOBS.c.cancel_requested == 0,
-        or_(JOBS.c.finished.is_(None), JOBS.c.finished > time.time() - REMEMBER_SECONDS),
+        # why: a job whose answer was sent is nobody's orphan, however long ago its caller was last seen to
+        or_(
+            JOBS.c.finished.is_(None),
+            and_(JOBS.c.orphaned <= JOBS.c.finished, JOBS.c.finished > now - REMEMBER_SECONDS),
+        ),
         or_(JOBS.c.http_status.is_(None), JOBS.c.http_status != CANCELLED_STATUS),
     )

@@ -27,7 +27,7 @@ from server.records import (
     job_of,
 )
 from server.tables import FILES, JOBS, LOGS, WEBHOOKS
-from server.terms import FREE, Terms
+from server.terms import ATTENDED_SECONDS, FREE, Terms
 
 MAX_LOG_LINES = 500
 MAX_LOG_CHARACTERS = 64_000
@@ -79,6 +79,7 @@ class Store:
                 "start_by": None if terms.start_within is None else now + terms.start_within,
                 "keep_for": terms.keep_for,
                 "asked": asked,
+                "orphaned": None if asked is None else now + ATTENDED_SECONDS,
                 "status": "IN_QUEUE",
                 "created": now,
             }
@@ -188,8 +189,8 @@ class Store:
 
         For the start of a process that alone owns the database: whoever did those jobs is dead. Gives their number.
         """
-        lost = (JOBS.c.status != "COMPLETED", JOBS.c.asked.is_not(None), JOBS.c.orphaned.is_(None))
-        orphan = update(JOBS).where(*lost).values(orphaned=time.time())
+        now = time.time()
+        orphan = update(JOBS).where(JOBS.c.status != "COMPLETED", JOBS.c.orphaned > now).values(orphaned=now)
 
         def work(connection: Connection) -> int:
             connection.execute(orphan)

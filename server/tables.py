@@ -26,7 +26,7 @@ JOBS = Table(
     Column("start_by", Float),  # one that has not begun by then fails
     Column("keep_for", Float),  # seconds its file is kept, if its caller chose
     Column("asked", String(64), index=True),  # digest of what a call asks that waits for its answer
-    Column("orphaned", Float, index=True),  # when that call's connection was lost
+    Column("orphaned", Float, index=True),  # from when on that call counts as lost
     Column("created", Float, nullable=False),
     Column("started", Float),
     Column("finished", Float, index=True),

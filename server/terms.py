@@ -10,6 +10,9 @@ from server.errors import FalError, plain
 NORMAL = 0
 LOW = 1
 SHORTEST_START = 0.1
+ATTENDED_SECONDS = 45.0
+"""For how long a call counts as waiting after it was last seen to: its server may have died."""
+
 LONGEST = 100 * 365 * 86_400.0
 """Seconds: as good as never, and still a date."""
 

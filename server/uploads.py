@@ -11,8 +11,8 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
@@ -105,7 +105,7 @@ class Uploads:
         if not wanted or wrong:
             what = f"parts {wrong[:10]} are not as they were uploaded" if wanted else "no part is named"
             raise FalError(plain("bad_request", f"The upload cannot be completed: {what}"))
-        with self._scratch() as path:
+        async with self._scratch() as path:
             for number in sorted(wanted):
                 part = await self._blobs.local(_part_id(slot.file_id, number))
                 await asyncio.to_thread(_append, part, path)
@@ -152,8 +152,12 @@ class Uploads:
             await self._blobs.delete(_part_id(file_id, number))
         await self._store.write(lambda connection: connection.execute(delete(PARTS).where(parts)))
 
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
+    @asynccontextmanager
+    async def _scratch(self) -> AsyncIterator[Path]:
+        """A name for a file of this upload alone.
+
+        Raises: FalError if the disk is full.
+        """
         path = self._folder / secrets.token_hex(16)
         try:
             yield path
@@ -162,7 +166,7 @@ class Uploads:
                 raise FalError(plain("storage_full", "There is no room left for this upload")) from error
             raise
         finally:
-            path.unlink(missing_ok=True)
+            await asyncio.to_thread(path.unlink, missing_ok=True)
 
     @asynccontextmanager
     async def _received(self, body: AsyncIterator[bytes], *, limit: int) -> AsyncIterator[Path]:
@@ -170,7 +174,7 @@ class Uploads:
 
         Raises: FalError.
         """
-        with self._scratch() as path:
+        async with self._scratch() as path:
             with await asyncio.to_thread(path.open, "xb") as file:
                 await _write(file, body, limit=limit)
             yield path

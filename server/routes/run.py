@@ -1,21 +1,25 @@
 """The run host: a POST waits for its output."""
 
 import asyncio
+import contextlib
 import hashlib
+import math
 
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from server.answers import caller, fail, key_id_of, key_of, read_body, reply
+from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import Jobs
 from server.keys import sender_of
 from server.orphans import Orphans
 from server.schema import ENDPOINT
 from server.settings import Settings
-from server.terms import terms_of
+from server.terms import ATTENDED_SECONDS, terms_of
 
 BEAT_SECONDS = 30.0
+ATTEND_SECONDS = ATTENDED_SECONDS / 3
 
 
 def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
@@ -63,12 +67,22 @@ class Call:
         """The answer; None if the job has not ended in time. The job is orphaned if the connection is lost."""
         ended = asyncio.create_task(self._ended())
         gone = asyncio.create_task(_gone(receive))
+        clock = asyncio.get_running_loop().time
+        until = math.inf if within is None else clock() + within
         try:
-            await asyncio.wait({ended, gone}, timeout=within, return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                await self._orphans.leave(self.job_id)
-                return fail(plain("client_disconnected", "The client went away"), request_id=self.job_id)
-            return await ended if ended.done() else None
+            while (left := until - clock()) > 0:
+                await asyncio.wait(
+                    {ended, gone}, timeout=min(left, ATTEND_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                )
+                if gone.done():
+                    await self._orphans.leave(self.job_id)
+                    return fail(plain("client_disconnected", "The client went away"), request_id=self.job_id)
+                if ended.done():
+                    return await ended
+                # why: a database that is down for a moment costs no call
+                with contextlib.suppress(StoreUnavailableError):
+                    await self._orphans.attend(self.job_id)
+            return None
         finally:
             ended.cancel()
             gone.cancel()

@@ -66,6 +66,7 @@ async def test_orphans_that_nobody_claims_are_cancelled_running_or_not(store):
     orphans = Orphans(store)
     for name in ("running", "waiting"):
         await orphans.leave(name)
+    await orphans.attend("held")
     assert await ended(store, "waiting") == 499
     assert (await store.get("running")).cancel_requested
     assert (await store.get("held")).status == "IN_QUEUE"

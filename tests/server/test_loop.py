@@ -72,6 +72,21 @@ def test_no_turn_of_the_loop_takes_long_during_whole_jobs(watched, noise, image)
     assert max(watch.turns) < MOST, [round(turn, 3) for turn in sorted(watch.turns)[-8:]]
 
 
+def test_no_turn_of_the_loop_takes_long_during_uploads(watched):
+    server, watch = watched
+    piece = bytes(range(256)) * 4096
+    for _ in range(3):
+        url = server.http.post("/files/upload", content=(piece for _ in range(30))).json()["access_url"]
+        assert int(server.http.head(url).headers["content-length"]) == 30 << 20
+    made = server.http.post("/files/upload/multipart").json()
+    parts = f"{made['access_url']}/multipart/{made['uploadId']}"
+    etags = [server.http.put(f"{parts}/{n}", content=piece * 10).headers["etag"] for n in (1, 2, 3)]
+    body = {"parts": [{"partNumber": n, "etag": etag} for n, etag in enumerate(etags, 1)]}
+    assert server.http.post(f"{parts}/complete", json=body).status_code == 200
+    assert len(watch.turns) > 200
+    assert max(watch.turns) < MOST, [round(turn, 3) for turn in sorted(watch.turns)[-8:]]
+
+
 def test_a_turn_that_takes_long_is_seen_and_waiting_for_the_processor_is_not():
     watch = Watch()
     loop = asyncio.SelectorEventLoop(watch)

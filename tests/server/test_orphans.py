@@ -38,8 +38,39 @@ async def test_an_orphan_that_has_ended_is_remembered_for_ten_minutes(store, sec
     await ask(store, "a")
     await store.finish(await store.claim("me"), result={})
     await orphans.leave("a")
-    await store.change(lambda c: c.execute(update(JOBS).values(finished=time.time() - seconds_ago)))
+    await store.change(lambda c: c.execute(update(JOBS).values(finished=time.time() - seconds_ago, orphaned=1.0)))
     assert (await orphans.adopt("digest") == "a") is found
+
+
+async def move(store: Store, **times: float) -> None:
+    """Sets times of all jobs, in seconds from now."""
+    values = {name: time.time() + seconds for name, seconds in times.items()}
+    await store.change(lambda connection: connection.execute(update(JOBS).values(**values)))
+
+
+async def test_a_call_that_no_server_attends_to_any_more_is_an_orphan(store):
+    orphans = Orphans(store)
+    await ask(store, "a")
+    await move(store, orphaned=-1)
+    await orphans.attend("a")
+    assert await orphans.adopt("digest") is None
+    await move(store, orphaned=-1)
+    assert await orphans.adopt("digest") == "a"
+
+
+async def test_a_job_whose_caller_got_the_answer_is_no_orphan_later(store):
+    await ask(store, "a")
+    await store.finish(await store.claim("me"), result={})
+    await move(store, finished=-60, orphaned=-30)
+    assert await Orphans(store).adopt("digest") is None
+
+
+async def test_a_job_whose_caller_was_lost_as_it_ended_is_an_orphan(store):
+    await ask(store, "a")
+    await store.finish(await store.claim("me"), result={})
+    await Orphans(store).leave("a")
+    assert await Orphans(store).adopt("digest") == "a"
+    assert await Orphans(store).adopt("digest") is None
 
 
 async def test_a_cancelled_orphan_is_not_adopted(store):

@@ -11,6 +11,8 @@ from pathlib import Path
 import av
 import pytest
 
+from server.routes import run as run_module
+
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 
 
@@ -91,22 +93,25 @@ def test_a_body_over_the_limit_is_413(launch, image):
         assert answer.json()["error_type"] == "body_too_large"
 
 
+LEFT = "orphaned < unixepoch() + 1"
+
+
 def leave(server, body: bytes) -> None:
     """Posts `body` and closes the connection without waiting."""
-    before = len(jobs_in(server.settings.data, "orphaned IS NOT NULL"))
+    before = len(jobs_in(server.settings.data, LEFT))
     with socket.create_connection(("127.0.0.1", server.ports.http)) as connection:
         head = f"POST /{ENDPOINT} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
-        while not jobs_in(server.settings.data, "asked IS NOT NULL AND orphaned IS NULL AND finished IS NULL"):
+        while not jobs_in(server.settings.data, "orphaned > unixepoch() + 1 AND finished IS NULL"):
             time.sleep(0.01)
-    while len(jobs_in(server.settings.data, "orphaned IS NOT NULL")) == before:
+    while len(jobs_in(server.settings.data, LEFT)) == before:
         time.sleep(0.01)
 
 
-def jobs_in(data: Path, which: str) -> list[tuple[str, int]]:
-    """Id and HTTP status of the jobs for which the condition `which` holds."""
+def jobs_in(data: Path, which: str, *, what: str = "id, http_status") -> list[tuple]:
+    """Id and HTTP status, or `what`, of the jobs for which the condition `which` holds."""
     with contextlib.closing(sqlite3.connect(data / "ltxd.sqlite3")) as database:
-        return database.execute(f"SELECT id, http_status FROM jobs WHERE {which}").fetchall()  # noqa: S608 our own words
+        return database.execute(f"SELECT {what} FROM jobs WHERE {which}").fetchall()  # noqa: S608 our own words
 
 
 def asking(prompt: str, image: str) -> bytes:
@@ -150,6 +155,19 @@ def test_an_equal_body_gets_the_result_of_a_left_job_that_has_ended(launch, imag
         assert answer.json()["prompt"] == "brisk, expanded"
         # it was claimed: the next equal call is a job of its own
         assert it.http.post(f"/{ENDPOINT}", content=asking("brisk", image)).headers["x-fal-request-id"] != job_id
+
+
+def test_a_call_is_attended_to_as_long_as_it_waits(launch, image, monkeypatch):
+    monkeypatch.setattr(run_module, "ATTEND_SECONDS", 0.05)
+    with launch() as it, ThreadPoolExecutor(1) as threads:
+        call = threads.submit(it.http.post, f"/{ENDPOINT}", content=asking("slow", image))
+        seen = set()
+        while not call.done():
+            seen |= {row[0] for row in jobs_in(it.settings.data, "1", what="orphaned")}
+            time.sleep(0.02)
+        assert call.result().status_code == 200
+    assert len(seen) > 3
+    assert all(time.time() < at < time.time() + 60 for at in seen)
 
 
 def test_two_equal_calls_at_once_are_two_jobs(server, image):
