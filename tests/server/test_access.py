@@ -40,6 +40,19 @@ def test_a_page_on_loopback_may_call(server, origin):
     assert "PUT" in before.headers["access-control-allow-methods"]
 
 
+def test_a_neighbour_under_the_same_domain_may_not_drive_the_server_and_another_port_of_this_machine_may(launch):
+    with launch(trusted_hosts=("box.lan",)) as it:
+        for site, host, status in (
+            ("same-site", "box.lan", 403),
+            ("cross-site", "box.lan", 403),
+            ("same-origin", "box.lan", 200),
+            ("none", "box.lan", 200),
+            ("same-site", "localhost", 200),
+        ):
+            answer = it.http.get("/health", headers={"sec-fetch-site": site, "host": host})
+            assert (answer.status_code, site) == (status, site)
+
+
 def test_a_listed_origin_and_a_listed_name_may_call(launch):
     with launch(cors_origins=("https://my.example",), trusted_hosts=("box.lan",)) as it:
         headers = {"origin": "https://my.example", "host": "box.lan:8000"}

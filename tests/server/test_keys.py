@@ -17,18 +17,17 @@ from server import keys as keys_module
 from server.__main__ import main
 from server.database import open_database
 from server.keys import Keys
+from server.shared import shared_secret
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 APP = "fal-ai/ltx-2.3-quality"
 
 
 @pytest.fixture
-async def keys(tmp_path):
-    database = open_database(tmp_path)
+async def keys(database):
     it = Keys(database)
     await it.load()
-    yield it
-    await database.close()
+    return it
 
 
 async def test_a_key_is_known_by_its_credentials_and_by_nothing_near_them(keys):
@@ -77,6 +76,14 @@ async def test_a_secret_is_compared_in_constant_time_also_for_an_id_that_is_not_
     for text in (credentials, "nobody:x", credentials[:-1], ""):
         keys.match(text)
     assert compared == [(64, 64)] * 4
+
+
+async def test_a_shared_secret_is_made_once_for_all_nodes(database):
+    made = iter([b"one", b"two", b"three"])
+    found = await asyncio.gather(*(shared_secret(database, "token-secret", lambda: next(made)) for _ in range(3)))
+    assert len(set(found)) == 1
+    assert await shared_secret(database, "token-secret", lambda: next(made)) == found[0]
+    assert await shared_secret(database, "upload-secret", lambda: b"other") == b"other"
 
 
 async def test_the_store_holds_no_secret_of_a_key(tmp_path):
@@ -356,3 +363,18 @@ def test_uploads_need_a_key_and_a_revoked_one_uploads_no_more(two):
     assert it.http.post("/cdn/files/upload", content=b"x", headers=bearer).status_code == 401
     assert it.http.put(slot["upload_url"], content=b"x").status_code == 403
     assert it.http.post(initiate, json={}, headers=as_key(other)).status_code == 200
+
+
+def test_an_upload_of_another_key_is_404(two):
+    it, mine, other = two
+    tokens = [
+        as_key(it.http.post("/rest/storage/auth/token", json={}, headers=as_key(key)).json()["token"], "Bearer")
+        for key in (mine, other)
+    ]
+    begun = it.http.post("/cdn/files/upload/multipart", headers=tokens[0]).json()
+    url = f"{begun['access_url']}/multipart/{begun['uploadId']}"
+    assert it.http.put(f"{url}/1", content=b"x", headers=tokens[1]).status_code == 404
+    etag = it.http.put(f"{url}/1", content=b"x", headers=tokens[0]).headers["etag"]
+    parts = {"parts": [{"partNumber": 1, "etag": etag}]}
+    assert it.http.post(f"{url}/complete", json=parts, headers=tokens[1]).status_code == 404
+    assert it.http.post(f"{url}/complete", json=parts, headers=tokens[0]).status_code == 200

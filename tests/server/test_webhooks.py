@@ -5,7 +5,9 @@ import contextlib
 import hashlib
 import http.server
 import json
+import shutil
 import sqlite3
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,15 +18,16 @@ import httpx2
 import nacl.exceptions
 import nacl.signing
 import pytest
+from sqlalchemy import select, update
 
 from server.__main__ import main
 from server.bell import Bell
-from server.database import open_database
 from server.errors import FalError, plain
 from server.keys import Key
 from server.records import Sender, WebhookTarget
 from server.signing import Signer, make_signing_key
 from server.store import Store
+from server.tables import WEBHOOKS
 from server.webhooks import MAX_RETRIES, Webhooks, target
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -141,6 +144,40 @@ def test_the_end_of_a_job_is_told_signed_as_fal_signs(launch, image, receiver):
         name = f"x-fal-webhook-{name}"
         assert not verified(headers | {name: headers[name][:-1] + "x" if "time" not in name else "1"}, body, keys)
     assert not verified(headers, body, Signer(make_signing_key()).jwks()["keys"])
+
+
+IN_NODE = """
+import { createHash, createPublicKey, verify, webcrypto } from "node:crypto";
+const { headers, body, keys } = JSON.parse(process.argv[1]);
+const hash = createHash("sha256").update(body).digest("hex");
+const names = ["request-id", "user-id", "timestamp"];
+const message = Buffer.from([...names.map((name) => headers[`X-Fal-Webhook-${name}`]), hash].join("\\n"));
+const signature = Buffer.from(headers["X-Fal-Webhook-signature"], "hex");
+const found = [];
+for (const key of keys) {
+  const raw = Buffer.from(key.x, "base64url");
+  const der = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), raw]);
+  found.push(verify(null, message, createPublicKey({ key: der, format: "der", type: "spki" }), signature));
+  found.push(verify(null, message, createPublicKey({ key, format: "jwk" }), signature));
+  const imported = await webcrypto.subtle.importKey("jwk", key, "Ed25519", false, ["verify"]);
+  found.push(await webcrypto.subtle.verify("Ed25519", imported, signature, message));
+}
+console.log(JSON.stringify(found));
+"""
+
+
+@pytest.mark.full
+def test_node_reads_the_key_and_the_signature_in_each_of_its_ways():
+    assert shutil.which("node"), "Node.js is missing: install the package nodejs (18 or newer)"
+    signer, body = Signer(make_signing_key()), '{"a": "日本語"}'
+    headers = signer.headers(body.encode(), request_id="r", user_id="u")
+    headers = {f"X-Fal-Webhook-{name.lower().removeprefix('x-fal-webhook-')}": text for name, text in headers.items()}
+    for told, good in ((body, True), (body + " ", False)):
+        given = json.dumps({"headers": headers, "body": told, "keys": signer.jwks()["keys"]})
+        made = subprocess.run(
+            ["node", "--input-type=module", "--eval", IN_NODE, given], capture_output=True, text=True, check=True
+        )
+        assert json.loads(made.stdout) == [good] * 3
 
 
 def test_every_way_a_job_can_fail_is_told(launch, image, receiver):
@@ -283,13 +320,6 @@ class Result:
         return {"video": {"url": f"{origin}/x"}}
 
 
-@pytest.fixture
-async def database(tmp_path):
-    it = open_database(tmp_path)
-    yield it
-    await it.close()
-
-
 def outbox(database, network: Network, names: dict[str, list[str]]) -> Webhooks:
     async def resolve(host: str, _port: int) -> list[str]:
         return names[host]
@@ -307,14 +337,15 @@ async def state(database, job_id: str) -> tuple[int, float | None]:
     """How often it was tried, and seconds until the next try."""
 
     def work(connection):
-        row = connection.exec_driver_sql("SELECT tries, next_try FROM webhooks WHERE job_id = ?", (job_id,)).one()
+        row = connection.execute(select(WEBHOOKS).where(WEBHOOKS.c.job_id == job_id)).one()
         return row.tries, None if row.next_try is None else row.next_try - time.time()
 
     return await database.read(work)
 
 
 async def make_due(database) -> None:
-    await database.write(lambda c: c.exec_driver_sql("UPDATE webhooks SET next_try = 0 WHERE next_try IS NOT NULL"))
+    waiting = update(WEBHOOKS).where(WEBHOOKS.c.next_try.is_not(None))
+    await database.write(lambda connection: connection.execute(waiting.values(next_try=0)))
 
 
 PUBLIC = {"hook.example": ["93.184.215.14"]}
