@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from server import client_ways, compare, keys_command, oneshot, weights_command
-from server.logs import set_up_logs
 from server.settings import Settings
 
 
@@ -73,11 +72,11 @@ def _serve(args: argparse.Namespace) -> int:
     # why: a command that does not serve need not wait for the server's libraries
     from server.child import worker_command
     from server.database import StoreError
+    from server.logs import set_up_logs
     from server.serve import StartError, serve
 
-    set_up_logs()
-
     async def run(settings: Settings) -> None:
+        set_up_logs(settings.log_format)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -13,6 +13,7 @@ from server.child import Command
 from server.database import StoreUnavailableError
 from server.disk import free_bytes
 from server.media import Media
+from server.metrics import Metrics
 from server.model import Model, ModelState
 from server.settings import Settings
 from server.start_images import StartImages
@@ -33,6 +34,7 @@ class Agent:
         blobs: Blobs,
         media: Media,
         bell: Bell,
+        metrics: Metrics,
         *,
         recipe: Recipe,
         command: Command,
@@ -44,7 +46,7 @@ class Agent:
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
         self._running = False
-        self._model = Model(settings, command=command, stopping=self._draining)
+        self._model = Model(settings, command=command, stopping=self._draining, metrics=metrics)
         work = settings.data / "work"
         self._tools = Tools(
             settings=settings,
@@ -52,6 +54,7 @@ class Agent:
             blobs=blobs,
             images=StartImages(store, media, work=work),
             model=self._model,
+            metrics=metrics,
             bell=bell,
             recipe=recipe,
             work=work,

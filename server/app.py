@@ -16,9 +16,11 @@ from server.errors import FalError, plain
 from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
 from server.limits import bounded, too_long
+from server.metrics import Metrics
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
 from server.routes import files, health, queue, run, site, tokens
+from server.routes import metrics as counting
 from server.routes import uploads as uploading
 from server.schema import APP
 from server.settings import Settings
@@ -38,6 +40,7 @@ def create_app(
     blobs: Blobs,
     jobs: Jobs,
     agent: Agent,
+    metrics: Metrics,
     orphans: Orphans,
     uploads: Uploads,
     tickets: Tickets,
@@ -47,6 +50,7 @@ def create_app(
     """The application. `jwks` is what those who check webhooks read."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(health.router(settings, store, blobs, agent))
+    app.include_router(counting.router(metrics, store, agent))
     if settings.role != "worker":
         app.include_router(run.router(settings, jobs, orphans))
         app.include_router(queue.router(settings, jobs, agent))
@@ -58,6 +62,8 @@ def create_app(
 
     @app.exception_handler(FalError)
     async def answer_failure(_request: Request, error: FalError) -> Response:
+        if error.failure.status in (422, 429, 503):
+            metrics.ended("rejected", error_type=error.failure.error_type)
         return fail(error.failure)
 
     @app.exception_handler(JobNotFoundError)

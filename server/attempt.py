@@ -10,9 +10,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, TypeVar
+
+from opentelemetry import trace
+from structlog.contextvars import bound_contextvars
 
 from pipeline.errors import CallerError
 from pipeline.plan import Plan, make_plan
@@ -25,6 +28,7 @@ from server.child import Child, ChildLostError, ChildSilentError
 from server.database import StoreUnavailableError
 from server.endings import CANCELLED
 from server.errors import Failure, FalError, from_worker, model_failure, plain, with_inputs
+from server.metrics import Metrics, outcome_of
 from server.model import Model
 from server.records import Claim, StoredFile
 from server.schema import ImageToVideoInput
@@ -32,6 +36,7 @@ from server.settings import Settings
 from server.silence import allowed_after
 from server.start_images import StartImages
 from server.store import Store
+from server.tracing import record_job
 from server.words import describe, out_of_memory, to_request
 
 RECHECK_SECONDS = 1.0
@@ -62,6 +67,7 @@ class Tools:
     blobs: Blobs
     images: StartImages
     model: Model
+    metrics: Metrics
     bell: Bell
     recipe: Recipe
     work: Path
@@ -80,6 +86,11 @@ class Attempt:
 
     async def run(self, child: Child) -> None:
         """Does the job with the process `child`: ends it or puts it back."""
+        self._tools.metrics.started(created=self._claim.created)
+        with bound_contextvars(request_id=self._claim.id, attempt=self._claim.attempt):
+            await self._run(child)
+
+    async def _run(self, child: Child) -> None:
         stop = asyncio.create_task(self._reason_to_stop())
         try:
             await self._make(child, stop)
@@ -92,10 +103,10 @@ class Attempt:
         except ChildLostError as error:
             await self._lost(error)
         except OSError as error:
-            log.exception("job %s, attempt %d: failed", self._claim.id, self._claim.attempt)
+            log.exception("the attempt failed")
             await self._fail(_fault(error))
         except Exception as error:
-            log.exception("job %s, attempt %d: failed", self._claim.id, self._claim.attempt)
+            log.exception("the attempt failed")
             await self._tools.model.kill()
             await self._fail(_fault(error))
         finally:
@@ -117,6 +128,7 @@ class Attempt:
             plan = make_plan(request, self._tools.recipe)
         except CallerError as error:
             raise FalError(from_worker(failed(error))) from error
+        log.info("generating", extra={"plan": asdict(plan)})
         started = time.monotonic()
         generated = await self._generate(child, request, plan, stop)
         seconds = time.monotonic() - started
@@ -137,7 +149,8 @@ class Attempt:
         before, smaller = model.residency, model.smaller_residency()
         if smaller is None:
             raise FalError(out_of_memory(plan, tried=None))
-        log.warning("job %s: out of memory; the next process has the residency %s", self._claim.id, smaller)
+        log.warning("out of memory; the next process has the residency %s", smaller)
+        self._tools.metrics.retried("out of memory")
         await self._tell(f"The device ran out of memory: tried again with residency {smaller}", level="WARN")
         model.residency = smaller
         again = await _unless(stop, model.ready())
@@ -161,12 +174,15 @@ class Attempt:
         child.send(Generate(request, self._output))
         asked = asyncio.create_task(self._pass_on(stop, child))
         last: Progress | None = None
-        logged = 0.0
+        logged = stepped = 0.0
         try:
             while True:
                 match await child.next(within=allowed_after(last, self._settings)):
                     case Progress() as progress:
                         new_stage = last is None or progress.stage != last.stage
+                        if not new_stage and progress.stage == "denoise":
+                            self._tools.metrics.step(time.monotonic() - stepped)
+                        stepped = time.monotonic()
                         last = progress
                         if progress.message:
                             await self._tell(progress.message)
@@ -205,7 +221,7 @@ class Attempt:
 
         Raises: FalError, ChildLostError, OSError.
         """
-        log.error("job %s, attempt %d: %s: %s", self._claim.id, self._claim.attempt, failure.kind, failure.message)
+        log.error("%s: %s", failure.kind, failure.message)
         if failure.kind == "StorageError":
             raise OSError(errno.ENOSPC, failure.message)
         await self._tools.model.kill()
@@ -238,6 +254,17 @@ class Attempt:
         }
         await self._tell(f"Done in {seconds:.1f} s: {generated.size}, {generated.num_frames} frames")
         await self._insist(lambda: self._store.finish(self._claim, result=result, seconds=seconds, units=units))
+        self._tools.metrics.ended("ok", created=self._claim.created)
+        self._tools.metrics.generated(stages=generated.seconds, frames=generated.num_frames, megapixels=units)
+        record_job(
+            trace.get_tracer("ltxd"),
+            request_id=self._claim.id,
+            attempt=self._claim.attempt,
+            created=self._claim.created,
+            started=self._claim.started,
+            stages=generated.seconds,
+        )
+        log.info("done", extra={"seconds": round(seconds, 3), "stages": generated.seconds})
 
     # -- other ends
 
@@ -251,15 +278,14 @@ class Attempt:
             case "handed back":
                 await self._put_back("its node stopped", counted=False)
             case "lost":
-                log.warning("job %s, attempt %d: another node has it now", self._claim.id, self._claim.attempt)
+                log.warning("another node has the job now")
 
     async def _lost(self, error: ChildLostError) -> None:
-        log.error(
-            "job %s, attempt %d: the generating process %s", self._claim.id, self._claim.attempt, error.with_last_words
-        )
+        log.error("the generating process %s", error.with_last_words)
         await self._tools.model.kill()
         await self._tell(f"Attempt {self._claim.attempt} was lost: the generating process {error}", level="WARN")
         silent = isinstance(error, ChildSilentError)
+        self._tools.metrics.retried("silent" if silent else "died")
         await self._put_back(f"its generating process {error}", counted=True, silent=silent)
 
     async def _put_back(self, how: str, *, counted: bool, silent: bool = False) -> None:
@@ -270,6 +296,9 @@ class Attempt:
 
     async def _fail(self, failure: Failure) -> None:
         await self._insist(lambda: self._store.finish(self._claim, failure=failure))
+        self._tools.metrics.ended(
+            outcome_of(failure.error_type), created=self._claim.created, error_type=failure.error_type
+        )
 
     # -- the database and the blobs, which may be away for a while
 
@@ -308,7 +337,7 @@ class Attempt:
                 await write()
             except (StoreUnavailableError, BlobsUnavailableError) as error:
                 if not told:
-                    log.error("job %s waits for its end to be written: %s", self._claim.id, error)
+                    log.error("the job's end waits to be written: %s", error)
                 told = True
                 await asyncio.sleep(RECHECK_SECONDS)
             else:

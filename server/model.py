@@ -8,6 +8,7 @@ from typing import Literal
 from pipeline.types import RESIDENCIES, LoadedModel
 from pipeline.wire import Failed, Ready
 from server.child import Child, ChildLostError, Command
+from server.metrics import Metrics
 from server.settings import Settings
 
 MAX_BACKOFF = 60.0
@@ -27,13 +28,14 @@ class ModelState:
 class Model:
     """One generating process at a time. `stopping` ends every wait."""
 
-    def __init__(self, settings: Settings, *, command: Command, stopping: asyncio.Event) -> None:
+    def __init__(self, settings: Settings, *, command: Command, stopping: asyncio.Event, metrics: Metrics) -> None:
         self.state = ModelState("loading")
         self.residency: str = settings.residency
         """The residency that the next process is asked for."""
         self._settings = settings
         self._command = command
         self._stopping = stopping
+        self._metrics = metrics
         self._child: Child | None = None
         self._failures = 0
 
@@ -83,6 +85,8 @@ class Model:
 
         Raises: ChildLostError, OSError.
         """
+        if self._child is not None:
+            self._metrics.restarted()
         child = self._child = await Child.start(self._command, residency=self.residency)
         if self.stopping:
             return None

@@ -42,6 +42,7 @@ class Claim:
     owner: str
     attempt: int
     payload: bytes
+    created: float
     started: float
     keep_for: float | None = None
 

@@ -26,7 +26,7 @@ HOSTS: dict[str, Role] = {
     "fal.ai": "site",
 }
 PREFIXES: dict[str, Role] = {"run": "run", "queue": "queue", "rest": "rest", "cdn": "cdn"}
-SITE = ("health", "files", "docs", "models", "api")
+SITE = ("health", "metrics", "files", "docs", "models", "api")
 PROXY_PATH = "/api/fal/proxy"
 
 

@@ -28,6 +28,7 @@ from server.deadlines import keep_deadlines
 from server.jobs import Jobs
 from server.keys import Keys
 from server.media import Media
+from server.metrics import Metrics
 from server.orphans import Orphans
 from server.settings import Settings
 from server.shared import shared_secret
@@ -94,17 +95,19 @@ async def serve(
             blobs = _blobs(settings)
             jobs = Jobs(settings, store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=partial(jobs.file, max_bytes=settings.max_image_bytes))
-            agent = Agent(settings, store, blobs, media, bell, recipe=recipe, command=command)
+            metrics = Metrics(settings.data)
+            agent = Agent(settings, store, blobs, media, bell, metrics, recipe=recipe, command=command)
             orphans = Orphans(store)
             uploads = Uploads(settings, store, blobs)
             tickets = Tickets(await shared_secret(database, "upload-secret", lambda: secrets.token_bytes(32)))
-            webhooks = Webhooks(database, jobs, signer, bell, allowed=settings.allow_private_networks)
+            webhooks = Webhooks(database, jobs, signer, bell, metrics, allowed=settings.allow_private_networks)
             app = create_app(
                 settings,
                 store=store,
                 blobs=blobs,
                 jobs=jobs,
                 agent=agent,
+                metrics=metrics,
                 orphans=orphans,
                 uploads=uploads,
                 tickets=tickets,

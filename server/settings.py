@@ -32,6 +32,8 @@ def _expanded(path: Path | None) -> Path | None:
     return None if path is None else path.expanduser().absolute()
 
 
+LogFormat = Literal["auto", "console", "json"]
+
 Commas = (NoDecode, BeforeValidator(_split))
 
 
@@ -75,6 +77,9 @@ class Settings(BaseSettings):
     )
     role: Literal["all", "api", "worker"] = Field(
         "all", description="What this node does: api answers requests, worker does jobs, all does both."
+    )
+    log_format: LogFormat = Field(
+        "auto", description="How the log is written: console, json, or auto for console on a terminal."
     )
     recipe: str = Field("demo", description="Recipe to sample with: a shipped name or a path to a TOML file.")
     semantics: Semantics | Literal["recipe"] = Field(

@@ -119,9 +119,9 @@ class Store:
                     attempts=JOBS.c.attempts + 1,
                     started=func.coalesce(JOBS.c.started, time.time()),
                 )
-                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload, JOBS.c.started, JOBS.c.keep_for)
+                .returning(JOBS.c.id, JOBS.c.attempts, JOBS.c.payload, JOBS.c.created, JOBS.c.started, JOBS.c.keep_for)
             ).one()
-            return Claim(row.id, owner, row.attempts, row.payload, row.started, row.keep_for)
+            return Claim(row.id, owner, row.attempts, row.payload, row.created, row.started, row.keep_for)
 
         claim = await self.write(work)
         if claim is not None:
@@ -249,6 +249,15 @@ class Store:
     async def waiting(self) -> int:
         """The number of waiting jobs."""
         return await self.read(lambda connection: connection.scalar(_WAITING) or 0)
+
+    async def queue(self) -> list[tuple[int, int, float]]:
+        """Of each priority that waits: the priority, how many, and when the first was submitted."""
+        query = (
+            select(JOBS.c.priority, func.count(), func.min(JOBS.c.created))
+            .where(JOBS.c.status == "IN_QUEUE")
+            .group_by(JOBS.c.priority)
+        )
+        return await self.read(lambda connection: [(p, n, at) for p, n, at in connection.execute(query)])
 
     async def next_waiting(self, count: int) -> list[str]:
         """The ids of the first `count` waiting jobs."""

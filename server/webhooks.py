@@ -33,6 +33,7 @@ from server.egress import (
 from server.errors import FalError, plain
 from server.jobs import JobNotFoundError, Jobs
 from server.keys import Key
+from server.metrics import Metrics
 from server.records import Job, WebhookTarget
 from server.signing import Signer
 from server.tables import JOBS, WEBHOOKS
@@ -106,6 +107,7 @@ class Webhooks:
         jobs: Jobs,
         signer: Signer,
         bell: Bell,
+        metrics: Metrics,
         *,
         allowed: Sequence[Network],
         resolve: Resolve = system_resolve,
@@ -116,6 +118,7 @@ class Webhooks:
         self._signer = signer
         self._bell = bell
         self._trust = public_trust()
+        self._metrics = metrics
         connector = connector or httpcore2.AnyIOBackend()
         self._backends = {
             False: GuardedBackend(allowed, resolve=resolve, connector=connector),
@@ -192,10 +195,12 @@ class Webhooks:
                 return
             wait = min(FIRST_WAIT * 2 ** (due.tries - 1), LONGEST_WAIT)
             log.warning("webhook of job %s: try %d: %s; next in %g s", due.job_id, due.tries, error, wait)
+            self._metrics.delivered(ok=False)
             await self._note(due, wait)
         else:
             log.info("webhook of job %s: delivered, try %d", due.job_id, due.tries)
             await self._note(due, None)
+            self._metrics.delivered(ok=True)
 
     async def _body(self, job: Job, origin: str) -> bytes:
         """What is told of an ended job.
@@ -252,6 +257,7 @@ class Webhooks:
 
     async def _give_up(self, due: Due, reason: str) -> None:
         log.warning("webhook of job %s: given up after try %d: %s", due.job_id, due.tries, reason)
+        self._metrics.delivered(ok=False)
         await self._note(due, None)
         await self._jobs.store.log(due.job_id, f"The webhook was given up: {reason}", level="WARN")
 

@@ -16,7 +16,7 @@ async def main() -> None:
     from server.serve import serve
     from server.settings import Settings
 
-    set_up_logs()
+    set_up_logs("auto")
     data = Path(sys.argv[1])
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

@@ -16,6 +16,7 @@ from server.database import open_database
 from server.egress import PRIVATE, permitted, system_resolve
 from server.errors import FalError, FieldError, plain
 from server.media import Media
+from server.metrics import Metrics
 from server.records import Sender, WebhookTarget
 from server.settings import Settings
 from server.signing import Signer, make_signing_key
@@ -149,7 +150,7 @@ async def test_no_url_of_the_lists_gets_a_connection_as_a_webhook(tmp_path, netw
             return await store.get(job_id)
 
     signer = Signer(make_signing_key())
-    box = Webhooks(database, Jobs(), signer, Bell(), allowed=(), resolve=resolve, connector=network)
+    box = Webhooks(database, Jobs(), signer, Bell(), Metrics(tmp_path), allowed=(), resolve=resolve, connector=network)
     for number, url in enumerate(URLS):
         # why: past the check at submit, as if a name had turned bad since
         sender = Sender(webhook=WebhookTarget(url, "", private=False))

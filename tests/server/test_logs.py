@@ -60,7 +60,7 @@ def test_no_prompt_url_or_key_is_logged(tmp_path, image, clip, capsys):
             process.terminate()
             process.wait(20)
     told = path.read_text()
-    assert "attempt 1" in told
+    assert '"attempt": 1' in told
     assert SECRET not in told
     assert key.partition(":")[2] not in told
     assert "data:image" not in told

@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from pathlib import Path
 
 import httpcore2
 import httpx2
@@ -24,6 +25,7 @@ from server.__main__ import main
 from server.bell import Bell
 from server.errors import FalError, plain
 from server.keys import Key
+from server.metrics import Metrics
 from server.records import Sender, WebhookTarget
 from server.signing import Signer, make_signing_key
 from server.store import Store
@@ -325,7 +327,7 @@ def outbox(database, network: Network, names: dict[str, list[str]]) -> Webhooks:
         return names[host]
 
     signer, jobs = Signer(make_signing_key()), Result(Store(database))
-    return Webhooks(database, jobs, signer, Bell(), allowed=(), resolve=resolve, connector=network)
+    return Webhooks(database, jobs, signer, Bell(), Metrics(Path()), allowed=(), resolve=resolve, connector=network)
 
 
 async def ended(database, job_id: str, url: str = "http://hook.example/") -> None:
