@@ -1,4 +1,5 @@
 from dataclasses import replace
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline import generate, plan, recipe, safety, word_list
+from pipeline import generate, plan, recipe, safety, trace, word_list
 from pipeline.classifiers import Classifier
 from pipeline.decoding import Decoding, Tiles
 from pipeline.errors import ContentError, SafetyUnavailableError, WeightsError
@@ -299,3 +300,47 @@ def test_without_a_checker_what_need_not_be_checked_is_made(pipeline, request_, 
     without = replace(pipeline, safety=safety.Safety(None))
     made, _ = run(without, replace(request_, check_safety=False), tmp_path / "out.mp4")
     assert made.path.exists()
+
+
+def test_a_clip_played_slower_than_it_was_made_for_falls_silent_after_its_sound(pipeline, request_, tmp_path):
+    made = replace(plan.make_plan(request_, TINY), fps=Fraction(12))
+    for _ in generate.generate(pipeline, request_, made, output=tmp_path / "out.mp4"):
+        pass
+    with av.open(tmp_path / "out.mp4") as file:
+        picture, sound = file.streams.video[0], file.streams.audio[0]
+        assert picture.average_rate == 12
+        rate = sound.rate
+        waveform = np.concatenate([frame.to_ndarray() for frame in file.decode(audio=0)], 1)
+    spoken = (4 * made.audio_tokens - 3) * 480
+    assert abs(waveform.shape[1] - 25 / 12 * rate) <= 2048
+    assert np.abs(waveform[:, : spoken - 2048]).max() > 0.01
+    assert np.abs(waveform[:, spoken + 2048 :]).max() < 1e-3
+
+
+@pytest.mark.parametrize(("strength", "same"), [(1.0, True), (0.0, True), (0.7, False)])
+def test_the_two_semantics_differ_only_where_a_frame_is_partly_pinned(pipeline, request_, tmp_path, strength, same):
+    made = {}
+    for semantics in ("official", "comfy"):
+        stage = replace(TINY.stages[0], sampler="euler_ancestral_cfg_pp", eta=1.0, terminal=0.1)
+        chosen = replace(TINY, semantics=semantics, stages=(stage,))
+        kept = trace.Trace()
+        asked = replace(request_, strength=strength, num_frames=9, steps=3)
+        clip = generate.generate(
+            replace(pipeline, recipe=chosen),
+            asked,
+            plan.make_plan(asked, chosen),
+            output=tmp_path / "out.mp4",
+            record=kept,
+        )
+        for _ in clip:
+            pass
+        made[semantics] = kept.tensors["video_latent"]
+    off = (made["official"] - made["comfy"]).norm() / made["official"].norm()
+    assert (off < 1e-5) == same
+
+
+def test_a_clip_can_be_made_from_words_alone(pipeline, request_, tmp_path):
+    made, _ = run(pipeline, replace(request_, image=None, image_size=None, num_frames=9), tmp_path / "out.mp4")
+    assert frames(made.path).shape == (9, 64, 96, 3)
+    with pytest.raises(ValueError, match="the size must be given"):
+        plan.make_plan(replace(request_, image=None, image_size=None, size=None), TINY)

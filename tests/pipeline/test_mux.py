@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.encoding import Encoding, frame_rate
 from pipeline.errors import GenerationError
-from pipeline.mux import Mp4Writer, cut, provenance
+from pipeline.mux import Mp4Writer, cut, padded, provenance
 from pipeline.types import Size
 
 SIZE = Size(128, 96)
@@ -319,3 +319,17 @@ def test_the_caller_goes_on_while_a_chunk_is_encoded(tmp_path):
     with writer(tmp_path / "clip.mp4", size=large, preset="slow") as mp4:
         mp4.frames(noise)
         assert not mp4._pending.done()
+
+
+def test_a_padded_sound_fades_out_and_is_silent_to_its_end():
+    sound = np.ones((2, 100), np.float32)
+    found = padded(sound, samples=150, fade=10)
+    assert found.shape == (2, 150)
+    assert np.all(found[:, :90] == 1)
+    assert np.all(np.diff(found[0, 90:100]) < 0)
+    assert np.all(found[:, 99:] == 0)
+    assert np.all(sound == 1)
+
+
+def test_a_sound_longer_than_its_padding_is_cut():
+    assert padded(np.ones((2, 100), np.float32), samples=40, fade=10).shape == (2, 40)

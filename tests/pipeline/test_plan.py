@@ -155,3 +155,25 @@ def test_the_demo_recipe_makes_every_length_that_the_page_allows(frames, image):
 def test_planning_needs_no_torch():
     code = "import sys; import pipeline.plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "told", "slowed"),
+    [
+        (481, 24.0, 24.0, False),
+        (481, 23.976, 24.0, True),
+        (481, 12.0, 24.0, True),
+        (121, 6.0, 6.0, False),
+        (121, 23.976, 23.976, False),
+        (9, 60.0, 60.0, False),
+        (9, 1.0, 1.0, False),
+        (121, 1.0, 6.0, True),
+    ],
+)
+def test_the_model_is_told_a_rate_within_the_positions_it_was_trained_on(frames, fps, told, slowed):
+    made = plan.make_plan(replace(REQUEST, num_frames=frames, fps=fps), DEMO)
+    assert made.conditioning_fps == told
+    assert (frames - 1) / made.conditioning_fps <= 20
+    assert float(made.fps) == pytest.approx(fps, abs=1e-9)
+    assert made.is_slowed == slowed
+    assert made.audio_tokens == round(frames / told * 25)

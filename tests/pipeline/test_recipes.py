@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import generate, plan, recipe
 from pipeline.types import GenerationRequest, Size
+from weights.manifest import load_manifest
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 REAL = ("quality", "distilled", "full", "two-stage", "hq")
@@ -150,3 +151,9 @@ def test_hq_has_more_of_the_lora_in_its_second_stage_and_keeps_the_sound_of_the_
 def test_the_real_recipes_take_every_length_at_common_sizes(name, size):
     for frames in (9, 121, 481):
         plan.make_plan(replace(REQUEST, size=size, num_frames=frames), recipe.load(name))
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_file_that_a_recipe_names_can_be_fetched(name):
+    manifest = load_manifest()
+    assert [file for file in recipe.load(name).files if not manifest.find(file)] == []
