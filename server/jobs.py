@@ -15,12 +15,13 @@ from pipeline.recipe import Recipe
 from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs
+from server.board import Board
 from server.database import StoreUnavailableError
 from server.defaults import filled
 from server.disk import free_bytes
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
-from server.records import NOBODY, Job, Sender
+from server.records import NOBODY, Job, LogLine, Sender
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.settings import Settings
 from server.store import Store
@@ -76,6 +77,7 @@ class Jobs:
         self._settings = settings
         self._blobs = blobs
         self._bell = bell
+        self._board = Board(store, bell)
 
     async def parse(self, body: bytes) -> ImageToVideoInput:
         """The input in `body`, see `parse`; the event loop goes on meanwhile.
@@ -139,6 +141,16 @@ class Jobs:
         if job is None:
             raise JobNotFoundError(job_id)
         return job
+
+    async def look(self, job_id: str, key_id: str | None, *, logs: bool) -> tuple[Job, list[LogLine] | None]:
+        """The job as `own` gives it, and its log, if wanted: as cheap as it is asked for often.
+
+        Raises: JobNotFoundError.
+        """
+        job, lines = await self._board.look(job_id, logs=logs)
+        if job is None or job.key_id != key_id:
+            raise JobNotFoundError(job_id)
+        return job, lines
 
     async def own(self, job_id: str, key_id: str | None) -> Job:
         """The job, if it is of the key `key_id`, or of nobody while there are no keys.

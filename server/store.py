@@ -231,20 +231,21 @@ class Store:
 
     async def get(self, job_id: str) -> Job | None:
         """The job, or None."""
+        return await self.read(lambda connection: _job(connection, job_id))
 
-        def work(connection: Connection) -> Job | None:
-            row = connection.execute(select(*_SEEN).where(JOBS.c.id == job_id)).one_or_none()
-            if row is None:
-                return None
-            ahead = 0
-            if row.status == "IN_QUEUE":
-                before = or_(
-                    JOBS.c.priority < row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.seq < row.seq)
-                )
-                ahead = connection.scalar(_WAITING.where(before)) or 0
-            return job_of(row, position=ahead)
+    async def look(self, job_id: str, *, logs: bool) -> tuple[Job | None, list[LogLine] | None]:
+        """The job, or None; and its log, if wanted."""
+
+        def work(connection: Connection) -> tuple[Job | None, list[LogLine] | None]:
+            job = _job(connection, job_id)
+            return job, _log(connection, job_id) if job is not None and logs else None
 
         return await self.read(work)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other nodes change the database too."""
+        return self._database.shared
 
     async def waiting(self) -> int:
         """The number of waiting jobs."""
@@ -271,12 +272,7 @@ class Store:
 
     async def logs(self, job_id: str, *, after: int = 0) -> list[LogLine]:
         """The lines of the job's log, without the first `after`."""
-        query = (
-            select(LOGS.c.at, LOGS.c.level, LOGS.c.message)
-            .where(LOGS.c.job_id == job_id, LOGS.c.n >= after)
-            .order_by(LOGS.c.n)
-        )
-        return await self.read(lambda connection: [LogLine(*row) for row in connection.execute(query)])
+        return await self.read(lambda connection: _log(connection, job_id, after=after))
 
     async def log(self, job_id: str, message: str, *, level: str = "INFO") -> None:
         """Adds a line to the job's log, unless it is full."""
@@ -349,6 +345,26 @@ _TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested)
 def late(now: float) -> ColumnElement[bool]:
     """Which jobs should have begun by `now` and have not. One that was begun and put back is in time."""
     return and_(JOBS.c.status == "IN_QUEUE", _UNBEGUN, JOBS.c.start_by <= now)
+
+
+def _job(connection: Connection, job_id: str) -> Job | None:
+    row = connection.execute(select(*_SEEN).where(JOBS.c.id == job_id)).one_or_none()
+    if row is None:
+        return None
+    ahead = 0
+    if row.status == "IN_QUEUE":
+        before = or_(JOBS.c.priority < row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.seq < row.seq))
+        ahead = connection.scalar(_WAITING.where(before)) or 0
+    return job_of(row, position=ahead)
+
+
+def _log(connection: Connection, job_id: str, *, after: int = 0) -> list[LogLine]:
+    query = (
+        select(LOGS.c.at, LOGS.c.level, LOGS.c.message)
+        .where(LOGS.c.job_id == job_id, LOGS.c.n >= after)
+        .order_by(LOGS.c.n)
+    )
+    return [LogLine(*row) for row in connection.execute(query)]
 
 
 def _insert_job(connection: Connection, job_id: str, row: dict[str, Any], sender: Sender) -> None:

@@ -53,8 +53,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         return reply(answer, headers={"x-fal-request-id": job_id})
 
     async def status(request: Request, job_id: str) -> Response:
-        job = await jobs.own(job_id, key_id_of(request))
-        logs = await jobs.store.logs(job_id) if _wants_logs(request) else None
+        job, logs = await jobs.look(job_id, key_id_of(request), logs=_wants_logs(request))
         answer = status_body(job, base=caller(request).base, logs=logs)
         code = 200 if job.status == "COMPLETED" else 202
         return reply(answer, status=code, headers={"x-fal-request-id": job_id})
