@@ -103,7 +103,7 @@ class Attempt:
         except ChildLostError as error:
             await self._lost(error)
         except OSError as error:
-            log.exception("the attempt failed")
+            log.error("the attempt failed: %s", error)
             await self._fail(_fault(error))
         except Exception as error:
             log.exception("the attempt failed")

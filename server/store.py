@@ -315,6 +315,13 @@ class Store:
 
         return await self.read(work)
 
+    async def check(self) -> None:
+        """Returns if the database can be written; writes nothing.
+
+        Raises: StoreUnavailableError.
+        """
+        await self.write(lambda connection: connection.execute(update(JOBS).where(JOBS.c.seq < 0).values(units=0)))
+
     # -- for the statements of other modules
 
     async def write(self, work: Callable[[Connection], T]) -> T:

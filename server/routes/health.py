@@ -21,7 +21,7 @@ def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIR
     async def trouble() -> str | None:
         """What keeps jobs from being kept, if anything does."""
         try:
-            await store.write(lambda _connection: None)
+            await store.check()
             await blobs.check()
         except StoreUnavailableError as error:
             return str(error)

@@ -159,8 +159,7 @@ def fake_command(tmp_path: Path, clip: Path) -> Callable[..., Callable[[int], li
 @pytest.fixture
 def launch(tmp_path: Path, clip: Path) -> Launch:
     """Starts a server of its own settings, in the folder of the test."""
-    data = tmp_path / "data"
-    return lambda **given: running(data, **{"command": _fake_command(data, clip), **given})
+    return lambda *, data=tmp_path / "data", **given: running(data, **{"command": _fake_command(data, clip), **given})
 
 
 @pytest.fixture(scope="module")
