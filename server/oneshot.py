@@ -12,7 +12,7 @@ from typing import Any, get_args
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, RecipeError
 from pipeline.picture import open_picture, save_picture
 from pipeline.plan import make_plan
 from pipeline.recipe import Recipe, Semantics
@@ -140,6 +140,10 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
     # torch takes seconds to import; a mistyped flag is told before that
     from pipeline import generate, safety, trace
 
+    if args.lora and args.lora_strength is None and not any(stage.lora_strength for stage in recipe.stages):
+        raise RecipeError(f"--lora takes --lora-strength here: recipe {recipe.name!r} has no strength for a LoRA")
+    if args.upsampler and not recipe.upsampler:
+        raise RecipeError(f"--upsampler does nothing here: recipe {recipe.name!r} has one stage")
     recipe = replace(
         recipe,
         checkpoint=str(args.checkpoint or recipe.checkpoint),

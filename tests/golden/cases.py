@@ -41,13 +41,13 @@ def generation(params: Mapping[str, Any], *, image: Path) -> Generation:
 
     Raises: UnknownParamError.
     """
-    left = dict(params)
+    left = {key: value for key, value in params.items() if value is not None}
     video, audio, scale = _guidance(left)
     sampler, steps = left.pop("sampler"), left.pop("steps", None)
     if sampler not in SAMPLERS:
         raise UnknownParamError(f"sampler {sampler!r}, not one of {', '.join(SAMPLERS)}")
-    shift_tokens = left.pop("schedule_tokens", None) or 0
-    lora = left.pop("lora", None) or 0.0
+    shift_tokens = left.pop("schedule_tokens", 0)
+    lora = left.pop("lora", 0.0)
     calls = left.pop("num_model_calls")
     if tuple(calls) not in {("stage",), ("stage1.", "stage2.")}:
         raise UnknownParamError(f"stages {tuple(calls)}")

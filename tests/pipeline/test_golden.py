@@ -22,7 +22,6 @@ QUICK = (
     "e_t2v_euler8",
     "f_two_stage",
     "components",
-    "text",
 )
 """Each sampler, semantics and kind of guidance once; the others are more steps of the same."""
 SLOW = (
@@ -33,6 +32,7 @@ SLOW = (
     "b8_cfgpp_cfg3_official",
     "c_euler8",
 )
+BY_COMMAND = ("text",)
 PARAMS = json.loads((PUBLIC / "a_cfgpp_comfy.json").read_text())["params"]
 
 
@@ -49,7 +49,7 @@ def test_a_case_is_made_as_the_official_code_makes_it(case, scratch):
 
 
 def test_every_public_case_is_named_here():
-    assert {path.stem for path in PUBLIC.glob("*.json")} == {*QUICK, *SLOW}
+    assert {path.stem for path in PUBLIC.glob("*.json")} == {*QUICK, *SLOW, *BY_COMMAND}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,13 @@ def test_prompts_and_components_fail_aloud_as_well(tmp_path):
         parts.prompts({"prompts": {}, "max_length": 512}, models=tmp_path, dtype=torch.float32)
     with pytest.raises(cases.UnknownParamError, match="blur"):
         parts.components({"seed": 1, "blur": 2}, models=tmp_path, dtype=torch.float32)
+
+
+def test_the_last_line_counts_the_cases_and_the_status_agrees(capsys):
+    assert run.main([str(PUBLIC), "--only", "text"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 25 + 1
+    assert lines[-1] == "1 passed, 0 failed"
 
 
 def test_a_folder_without_cases_is_a_failure(tmp_path, capsys):
