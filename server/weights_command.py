@@ -73,13 +73,27 @@ def _check(args: argparse.Namespace) -> int:
             _take_sums(args.file)
         report = inspect(args.file, manifest=manifest, checkpoint=args.checkpoint)
     except (WeightsFileError, OSError) as error:
-        return _fail(str(error))
+        return _fail(f"{error}{_refetch(args.file)}")
     _say(f"{args.file}: {report.what}")
     for fact in report.facts:
         _say(f"  {fact}")
     for fault in report.faults:
-        _say(f"  WRONG: {fault}")
+        _say(f"  WRONG: {fault}{_refetch(args.file)}")
     return 1 if report.faults else 0
+
+
+def _refetch(path: Path) -> str:
+    """The command that brings the file anew, for one that a shipped recipe names."""
+    from pipeline import recipe as recipes
+    from weights.manifest import load_manifest
+
+    manifest = load_manifest()
+    file = manifest.of_path(path)
+    for recipe in (recipes.load(name) for name in recipes.shipped()):
+        named = (recipe.checkpoint, recipe.lora, recipe.upsampler, recipe.text_encoder)
+        if file is not None and any(file in manifest.find(part) for part in named if part):
+            return f". To fetch it anew: ltxd weights fetch --recipe {recipe.name}"
+    return ""
 
 
 def _take_sums(path: Path) -> None:

@@ -38,7 +38,6 @@ def take_sum(path: Path, *, manifest: Manifest) -> str:
             path,
             found=f"sha256 {found}",
             expected=f"{file.sha256}, as {file.repository} has published it",
-            fix=f"delete it, then ltxd weights fetch --recipe NAME, where the recipe names {file.name}",
         )
     stamp.write(path, sha256=found)
     same = next((known for known in manifest.files if known.sha256 == found), None)

@@ -130,6 +130,15 @@ def test_check_takes_the_sum_on_request(tiny, tmp_path, capsys):
     assert main([*arguments, "--sha256"]) == 0
 
 
+def test_check_of_a_published_file_that_is_cut_short_names_the_command_that_fetches_it_anew(tmp_path, capsys):
+    path = tmp_path / "ltx-2.3-22b-distilled-1.1.safetensors"
+    save_file({"a": torch.zeros(9)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert main(["weights", "check", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert "it is cut short. To fetch it anew: ltxd weights fetch --recipe distilled" in said
+
+
 def test_check_of_nothing_is_a_message(tmp_path, capsys):
     assert main(["weights", "check", str(tmp_path / "none.safetensors")]) == 1
     assert "none.safetensors: found no such file" in capsys.readouterr().err

@@ -128,8 +128,6 @@ def test_a_sum_is_taken_once_and_remembered(tiny, tmp_path):
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
-    with pytest.raises(
-        WeightsFileError, match=f"expected {known.sha256}, as r has published it. To mend it: delete it"
-    ):
+    with pytest.raises(WeightsFileError, match=f"expected {known.sha256}, as r has published it"):
         take_sum(path, manifest=Manifest((known,)))
     assert not stamp.place(path).exists()

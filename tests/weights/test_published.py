@@ -1,8 +1,8 @@
 """Files as long as the published ones, with their headers and with holes in the place of tensors.
 
 Sources: sizes and counts of tensors of the published files as measured by others; DiffSynth-Studio,
-diffsynth/configs/model_configs.py, for the md5; Lightricks/LTX-2, ltx_core/quantization/fp8_cast.py, for the number of
-scales.
+diffsynth/configs/model_configs.py, for the md5 of Gemma; Lightricks/LTX-2, ltx_core/quantization/fp8_cast.py, for the
+number of scales.
 """
 
 import json
@@ -10,16 +10,19 @@ from math import prod
 from pathlib import Path
 
 import pytest
+from accelerate import init_empty_weights
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from weights import fp8
 from weights.check import inspect
-from weights.checkpoint import Checkpoint
-from weights.header import Header
+from weights.checkpoint import Checkpoint, layout
+from weights.header import Header, layout_md5
 from weights.manifest import Manifest
 from weights.names import KINDS
+from weights.text_encoder import TextEncoderFiles
 
 CONFIG = Path(__file__).parent / "layout" / "ltx-2.3-config.json"
-SIZES = {"BF16": 2, "F32": 4, "F8_E4M3": 1}
+SIZES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 NOTHING = Manifest(())
 
 
@@ -73,11 +76,11 @@ def test_the_fp8_files_are_known_by_their_scales_whichever_blocks_have_them(
     path = write(tmp_path / "fp8.safetensors", stored, config=CONFIG.read_text(), model_version="2.3.0")
     opened = Checkpoint.open(path)
     assert len(opened.tensors) == tensors
-    assert any(name.endswith("to_gate_logits") for name in fp8.scaled(opened.tensors))
-    report = inspect(path, manifest=NOTHING)
-    assert report.what == f"LTX-2.3, single file, fp8 in {linears:,} Linears"
-    assert report.faults == ()
-    assert "names and shapes: those of the published single files" in report.facts
+    scaled = fp8.scaled(opened.tensors)
+    assert len(scaled) == linears
+    assert any(name.endswith("to_gate_logits") for name in scaled)
+    transformer = layout(opened, "transformer")
+    assert sum(isinstance(part, fp8.Fp8Linear) for part in transformer.modules()) == linears
 
 
 def test_the_distilled_lora_is_known_by_its_header(tmp_path, published_layout):
@@ -112,3 +115,50 @@ def test_the_upsampler_is_known_by_its_header(tmp_path, published_layout):
     assert report.what == "a latent upsampler"
     assert report.faults == ()
     assert "upsampler: 72 tensors, all as its configuration says" in report.facts
+
+
+@pytest.fixture(scope="module")
+def gemma():
+    """Tensors of the published text encoder. Source of what is not a default: google/gemma-3-12b-it, config.json."""
+    text = {
+        "hidden_size": 3840,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+        "intermediate_size": 15_360,
+        "vocab_size": 262_208,
+    }
+    vision = {
+        "hidden_size": 1152,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "intermediate_size": 4304,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    }
+    with init_empty_weights():
+        model = Gemma3ForConditionalGeneration(Gemma3Config(text_config=text, vision_config=vision))
+    shapes = {
+        name.removeprefix("model.")
+        .replace("vision_tower.", "vision_tower.vision_model.")
+        .replace("language_model.", "language_model.model."): tuple(value.shape)
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
+    assert layout_md5(shapes.items()) == "33917f31c4a79196171154cca39f165e"
+    return shapes
+
+
+def test_the_single_file_text_encoder_is_known_by_its_header(tmp_path, gemma):
+    repacked = {
+        name.replace("language_model.model.", "model.").replace("vision_tower.", ""): ("BF16", shape)
+        for name, shape in gemma.items()
+    }
+    repacked["spiece_model"] = ("U8", (4_689_074,))
+    path = write(tmp_path / "gemma_3_12B_it.safetensors", repacked)
+    assert sum(stored.nbytes for stored in Header.read(path).tensors.values()) == 24_374_650_080 + 4_689_074
+    files = TextEncoderFiles.open(path)
+    assert len(files.tensors) == 1065
+    assert files.features == 188_160
