@@ -1,7 +1,7 @@
 """Loads components and text encoders one after another, and prints what each cost.
 
 `measure_loading.py JOBS`, where JOBS is a JSON list of [kind, path, dtype, whether to keep fp8]. A thread reads the
-anonymous memory of the process every two milliseconds.
+anonymous memory of the process every ten milliseconds.
 """
 
 import gc
@@ -16,7 +16,7 @@ import torch
 from weights.checkpoint import Checkpoint, load_component
 from weights.text_encoder import load_text_encoder
 
-PERIOD = 0.002
+PERIOD = 0.01
 
 
 def anonymous() -> int:

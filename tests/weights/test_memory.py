@@ -92,18 +92,18 @@ def measured(*jobs):
 
 
 def test_weights_are_held_once_whatever_they_are_loaded_from_and_as(tiny, noise, tmp_path):
-    plain = transformer_file(tmp_path / "plain.safetensors", tiny, noise, layers=6, heads=6)
-    scaled = transformer_file(tmp_path / "fp8.safetensors", tiny, noise, layers=6, heads=6, fp8=True)
-    gemma = text_encoder_folder(tmp_path / "gemma", tiny, noise, vocabulary=1_000_000)
+    plain = transformer_file(tmp_path / "plain.safetensors", tiny, noise, layers=4, heads=6)
+    scaled = transformer_file(tmp_path / "fp8.safetensors", tiny, noise, layers=4, heads=6, fp8=True)
+    gemma = text_encoder_folder(tmp_path / "gemma", tiny, noise, vocabulary=2_000_000)
     costs = measured(
         ("transformer", plain, "bfloat16", True),
         ("transformer", scaled, "bfloat16", False),
         ("text_encoder", gemma, "bfloat16", True),
     )
-    assert [cost["loaded"] // (10 * MB) for cost in costs] == [19, 19, 6]
+    assert [cost["loaded"] // (10 * MB) for cost in costs] == [14, 14, 12]
     for cost in costs:
-        # far below a second copy
-        assert cost["peak"] <= cost["loaded"] + cost["largest"] + 60 * MB
+        # half of a second copy would be seen
+        assert cost["peak"] <= 1.5 * cost["loaded"]
 
 
 @pytest.mark.slow
