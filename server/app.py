@@ -55,7 +55,7 @@ def create_app(
         app.include_router(run.router(settings, jobs, orphans))
         app.include_router(queue.router(settings, jobs, agent))
         app.include_router(files.router(store, blobs))
-        app.include_router(uploading.router(settings, uploads, tickets, access))
+        app.include_router(uploading.router(uploads, tickets, access))
         app.include_router(site.router())
         app.include_router(tokens.router(access, jwks))
     answer_troubles(app)

@@ -4,7 +4,6 @@ A part is a blob of its own until the upload is completed, so that every node ca
 """
 
 import asyncio
-import errno
 import hashlib
 import mimetypes
 import re
@@ -21,6 +20,7 @@ from sqlalchemy import Connection, delete, func, insert, select
 from starlette.requests import ClientDisconnect
 
 from server.blobs import Blob, Blobs, digest
+from server.disk import free_bytes
 from server.errors import FalError, plain
 from server.records import StoredFile
 from server.settings import Settings
@@ -31,7 +31,6 @@ from server.tickets import TICKET_SECONDS, Slot
 WRITE_BYTES = 1 << 18
 MAX_NAME = 100
 MAX_PART = 10_000
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANY_TYPE = "application/octet-stream"
 
 
@@ -156,15 +155,13 @@ class Uploads:
     async def _scratch(self) -> AsyncIterator[Path]:
         """A name for a file of this upload alone.
 
-        Raises: FalError if the disk is full.
+        Raises: FalError if the disk is nearly full.
         """
+        if await asyncio.to_thread(free_bytes, self._folder) < self._settings.min_free_bytes:
+            raise FalError(plain("storage_full", "The server's disk is nearly full: it takes no upload now"))
         path = self._folder / secrets.token_hex(16)
         try:
             yield path
-        except OSError as error:
-            if error.errno in NO_SPACE:
-                raise FalError(plain("storage_full", "There is no room left for this upload")) from error
-            raise
         finally:
             await asyncio.to_thread(path.unlink, missing_ok=True)
 

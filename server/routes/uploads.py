@@ -8,7 +8,6 @@ from pydantic import BaseModel, Field, ValidationError
 from server.access import Access
 from server.answers import caller, key_id_of, read_body, reply
 from server.errors import FalError, invalid, plain
-from server.settings import Settings
 from server.terms import lifetime
 from server.tickets import Holder, Slot, Tickets
 from server.uploads import ANY_TYPE, Uploads, new_slot
@@ -36,7 +35,7 @@ class Parts(BaseModel):
     parts: list[Part]
 
 
-def router(settings: Settings, uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
+def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
@@ -67,7 +66,6 @@ def router(settings: Settings, uploads: Uploads, tickets: Tickets, access: Acces
     @routes.post("/files/upload")
     async def upload(request: Request) -> Response:
         slot = _announced(request, _holder(request))
-        _check_length(request, settings)
         await uploads.put(slot, request.stream())
         return reply({"access_url": _url(request, slot)})
 
@@ -79,7 +77,6 @@ def router(settings: Settings, uploads: Uploads, tickets: Tickets, access: Acces
     @routes.put("/files/{file_id}/{name}")
     async def put(request: Request, file_id: str, name: str) -> Response:
         slot = _slot(request.query_params.get("ticket", ""), file_id, name)
-        _check_length(request, settings)
         return _received(await uploads.put(slot, request.stream()))
 
     @routes.put("/files/{file_id}/{name}/{number}")
@@ -100,7 +97,6 @@ def router(settings: Settings, uploads: Uploads, tickets: Tickets, access: Acces
         return await _complete(request, _held(request, _slot(ticket, file_id, name)))
 
     async def _put_part(request: Request, slot: Slot, number: str) -> Response:
-        _check_length(request, settings)
         if not number.isascii() or not number.isdigit() or len(number) > 5:
             raise FalError(plain("bad_request", f"The part is number {number!r}, which is no number"))
         return _received(await uploads.put_part(slot, int(number), request.stream()), number=int(number))
@@ -146,17 +142,6 @@ def _announced(request: Request, holder: Holder) -> Slot:
         key_id=holder.key_id,
         keep_for=lifetime(headers),
     )
-
-
-def _check_length(request: Request, settings: Settings) -> None:
-    """Refuses by its length what is too large, before a byte is read.
-
-    Raises: FalError.
-    """
-    length = request.headers.get("content-length", "0")
-    if length.isdigit() and int(length) > settings.max_upload_bytes:
-        message = f"The upload has {length} bytes; {settings.max_upload_bytes} are allowed"
-        raise FalError(plain("body_too_large", message))
 
 
 def _received(sha256: str, *, number: int | None = None) -> Response:

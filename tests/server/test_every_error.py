@@ -214,7 +214,9 @@ ELSEWHERE = {
     "storage_full": "test_uploads.py",
     "internal_error": "test_every_error.py",
     "unauthorized": "test_uploads.py",
-    "concurrent_requests_limit": "test_store.py",
+    "concurrent_requests_limit": "test_keys.py",
+    "storage_unavailable": "test_troubles.py",
+    "feature_not_supported": "test_errors.py",
 }
 """Types that need more than a request to come about, and the file whose tests bring them about."""
 

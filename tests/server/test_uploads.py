@@ -14,7 +14,6 @@ from PIL import Image
 from sqlalchemy import select, update
 
 from server.blobs import LocalBlobs
-from server.errors import FalError
 from server.settings import Settings
 from server.sweeper import sweep
 from server.tables import PARTS
@@ -413,16 +412,25 @@ async def test_a_completed_upload_leaves_no_parts(parts, tmp_path):
     assert 8 < file.expires - file.created <= 9
 
 
-async def test_a_full_disk_is_503_and_says_so(parts):
-    _, _, uploads = parts
+async def test_an_upload_in_parts_is_completed_by_another_node_in_a_folder_and_in_a_bucket(store, blobs, tmp_path):
+    here, there = (Uploads(Settings(data=tmp_path / name), store, blobs) for name in ("here", "there"))
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    etags = [(n, await here.put_part(slot, n, one(bytes([n]) * 70_000))) for n in (3, 1, 2)]
+    await there.complete(slot, etags)
+    assert await blobs.read(slot.file_id) == b"".join(bytes([n]) * 70_000 for n in (1, 2, 3))
+    assert (await store.file(slot.file_id)).size == 210_000
+    assert await store.read(lambda c: c.scalar(select(PARTS.c.number))) is None
+    # what was completed there is found complete here
+    await here.complete(slot, etags)
 
-    async def full():
-        yield b"x"
-        raise OSError(28, "No space left on device")
 
-    with pytest.raises(FalError, match="no room") as caught:
-        await uploads.put(new_slot("a", "", key_id=None, keep_for=None), full())
-    assert caught.value.failure.status == 503
+def test_no_upload_is_taken_while_the_disk_is_nearly_full(launch):
+    with launch(min_free_bytes=2**60) as it:
+        where = announce(it)
+        url = urlsplit(where["upload_url"])
+        for path in (where["upload_url"], f"{url.path}/1?{url.query}"):
+            answer = it.http.put(path, content=DATA)
+            assert (answer.status_code, answer.json()["error_type"]) == (503, "storage_full")
 
 
 def test_what_an_earlier_server_left_of_uploads_is_removed_at_start(tmp_path):
