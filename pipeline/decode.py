@@ -4,6 +4,7 @@ The decoder looks 13 latent frames around, so overlapping chunks cannot be exact
 keeps the last frames it has seen: a chunk goes in, and as many frames come out as no later chunk can change.
 """
 
+import contextlib
 import functools
 from collections.abc import Generator, Iterator
 from typing import Any, Final, Protocol
@@ -111,8 +112,9 @@ def decode_audio(audio_vae: Any, vocoder: Any, latents: Tensor) -> Tensor:
     """
     weight = next(audio_vae.decoder.parameters())
     mel = audio_vae.decode(denormalized_audio(audio_vae, latents).to(weight), return_dict=False)[0]
+    kind = mel.device.type
     with (
-        torch.autocast(mel.device.type, enabled=False),
+        torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext(),
         torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False),
     ):
         waveform: Tensor = vocoder(mel.float())

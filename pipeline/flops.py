@@ -6,6 +6,9 @@ A multiplication and an addition count as two. Norms, activations and modulation
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.decoding import CELL
+from pipeline.plan import Plan
+
 
 @dataclass(frozen=True, slots=True)
 class TransformerSize:
@@ -55,3 +58,38 @@ def _attention(size: TransformerSize, *, queries: int, keys: int, query_dim: int
         + _linear(queries, query_dim, size.heads)
         + 4 * queries * keys * inner
     )
+
+
+def request(plan: Plan, *, size: TransformerSize = PUBLISHED) -> dict[str, int]:
+    """Every phase of one request whose prompts have not been read before.
+
+    Source of what is counted for other sizes than the transformer's: operators on the meta device, at 1280x704 with
+    121 frames and 1,024 tokens of text, each grown with the clip's pixels, frames or seconds.
+    """
+    prompts = 2 if any("uncond" in stage.passes for stage in plan.stages) else 1
+    stages = plan.stages
+    pixels = stages[-1].height * stages[-1].width * CELL**2
+    found = {
+        "text": prompts * (_GEMMA + _CONNECTORS),
+        "image_encode": sum(_ENCODE_PIXEL * stage.height * stage.width * CELL**2 for stage in stages),
+        "denoise": sum(
+            stage.calls
+            * len(stage.passes)
+            * transformer_forward(plan.latent_frames * stage.height * stage.width, plan.audio_tokens, size=size)
+            for stage in stages
+        ),
+    }
+    if len(stages) > 1:
+        found["upsample"] = _UPSAMPLE_TOKEN * plan.latent_frames * pixels // CELL**2
+    return found | {
+        "sound": _SOUND_TOKEN * plan.audio_tokens,
+        "decode": _DECODE_PIXEL * pixels * plan.num_frames,
+    }
+
+
+_GEMMA: Final = 24_000_000_000_000
+_CONNECTORS: Final = 6_700_000_000_000
+_ENCODE_PIXEL: Final = 3_900_000_000_000 // (1280 * 704)
+_UPSAMPLE_TOKEN: Final = 8_400_000_000_000 // 14_080
+_SOUND_TOKEN: Final = 1_400_000_000_000 // 126
+_DECODE_PIXEL: Final = 269_000_000_000_000 // (1280 * 704 * 121)

@@ -8,12 +8,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from pipeline.memory import LARGE, SLOTS
 from weights import fp8
 
-SLOTS: Final = 2
-"""Blocks on the device at once: one computes while the next arrives."""
-_LARGE: Final = 2**16
-"""Bytes from which a block's tensor waits on the host. The small ones, such as tables and biases, stay."""
 _ALIGNED: Final = 256
 
 
@@ -44,11 +41,11 @@ class Streamed(nn.ModuleList):
         super().__init__(blocks)
         self._device = device
         self._waiting = [
-            [place for place in _places(block, pinned=device.type == "cuda") if place.host.nbytes >= _LARGE]
+            [place for place in _places(block, pinned=device.type == "cuda") if place.host.nbytes >= LARGE]
             for block in self.children()
         ]
         for block in self.children():
-            _move_small(block, device)
+            _move(block, device, below=LARGE)
         self._slots: list[_Slot] = []
 
     @property
@@ -149,7 +146,7 @@ def stream_blocks(transformer: Any, *, device: torch.device) -> None:
     """Lets the blocks of a transformer on the host wait there, and moves what is left of it to `device`."""
     blocks = Streamed(transformer.transformer_blocks, device=device)
     transformer.transformer_blocks = nn.ModuleList()
-    transformer.to(device)
+    _move(transformer, device)
     transformer.transformer_blocks = blocks
     blocks.open()
 
@@ -206,9 +203,10 @@ def _places(module: nn.Module, *, pinned: bool) -> Iterator[_Place]:
             yield _Place(part, name, host.pin_memory() if pinned else host)
 
 
-def _move_small(block: nn.Module, device: torch.device) -> None:
-    for place in _places(block, pinned=False):
-        if place.host.nbytes < _LARGE:
+def _move(module: nn.Module, device: torch.device, *, below: int | None = None) -> None:
+    """Moves its tensors, or those of fewer bytes, to `device`."""
+    for place in _places(module, pinned=False):
+        if below is None or place.host.nbytes < below:
             place.put(place.host.to(device))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server import client_ways, compare, keys_command, oneshot, weights_command
+from server import client_ways, compare, keys_command, oneshot, plan_command, weights_command
 from server.settings import Settings
 
 
@@ -52,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     generate = commands.add_parser("generate", help="make one clip without a server")
     oneshot.add_flags(generate)
     generate.set_defaults(run=_generate)
+
+    plan = commands.add_parser("plan", help="what fits a GPU, and about how long a clip takes")
+    plan_command.add_flags(plan)
+    plan.set_defaults(run=plan_command.run)
 
     comparing = commands.add_parser("compare", help="the same request to fal and to a server of your own")
     compare.add_flags(comparing)

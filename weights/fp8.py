@@ -85,7 +85,7 @@ def quantise(values: Tensor, scale: Tensor) -> Tensor:
 
 def dequantise(weight: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:
     """The weight that `weight` in e4m3 and its `scale` stand for."""
-    return (weight.float() * scale).to(dtype)
+    return weight.float().mul_(scale).to(dtype)
 
 
 def fresh_scale(weight: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ class Wide(nn.Module):
     def __init__(self, seed):
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
-        self.linear = nn.Linear(256, 256)
+        self.linear = nn.Linear(512, 512)
         for parameter in self.parameters():
-            parameter.data = torch.randn(parameter.shape, generator=rng) / 16
+            parameter.data = torch.randn(parameter.shape, generator=rng) / 22
         self.requires_grad_(requires_grad=False)
 
     def forward(self, x):
@@ -37,12 +37,24 @@ def through(blocks, x):
 
 @torch.inference_mode()
 def test_streamed_blocks_compute_what_they_would_in_place(blocks):
-    x = torch.randn(3, 256)
+    x = torch.randn(3, 512)
     expected = through(blocks, x)
     streamed = residency.Streamed(blocks, device=CPU)
     streamed.open()
     for _ in range(2):
         assert torch.equal(through(streamed, x), expected)
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_on_a_gpu_copies_and_computing_keep_their_order(blocks):
+    x = torch.randn(3, 512)
+    expected = through(blocks, x)
+    streamed = residency.Streamed(blocks, device=torch.device("cuda"))
+    streamed.open()
+    for _ in range(20):
+        found = through(streamed, x.cuda()).cpu()
+        assert ((found - expected).norm() / expected.norm()).item() < 1e-2
 
 
 @torch.inference_mode()
@@ -90,7 +102,7 @@ def test_a_text_encoder_that_visits_reads_as_one_that_stays(tiny):
 def test_linears_put_into_fp8_take_half_the_bytes_and_stay_close():
     block = nn.Module()
     block.inner = Wide(0).to(torch.bfloat16)
-    x = torch.randn(8, 256, dtype=torch.bfloat16)
+    x = torch.randn(8, 512, dtype=torch.bfloat16)
     expected = block.inner(x)
     residency.to_fp8(block, "inner")
     found = block.inner(x)

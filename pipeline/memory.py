@@ -1,0 +1,193 @@
+"""How much memory of the device a clip takes, in closed form: weights by part, activations by phase, what fits.
+
+The closed forms are those of eager PyTorch on CUDA with fused RMSNorm and attention. They are held equal to what a
+whole request is seen to take at the real size (`benchmarks/fake_request.py`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.decoding import CELL
+from pipeline.flops import PUBLISHED, TransformerSize
+from pipeline.plan import Plan
+
+GB: Final = 10**9
+RESERVE: Final = 2 * GB
+"""Kept free for what no tensor accounts for: the CUDA context, the libraries' workspaces, fragmentation."""
+SLOTS: Final = 2
+"""Blocks on the device at once where they are streamed: one computes while the next arrives."""
+LARGE: Final = 2**18
+"""Bytes from which a block's tensor waits on the host. The small ones, such as tables and biases, stay."""
+BFLOAT16: Final = 2
+FLOAT32: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Weights of one model. Units: bytes."""
+
+    whole: int
+    linears: int = 0
+    """Of the Linears in its blocks, which fp8 halves."""
+    blocks: int = 0
+    """Of the tensors in its blocks that wait on the host where blocks are streamed."""
+    block: int = 0
+    """Of those in its largest block."""
+
+    def streamed(self) -> int:
+        """On the device while its blocks are brought over in turns."""
+        return self.whole - self.blocks + SLOTS * self.block
+
+    def in_fp8(self) -> int:
+        """With its Linears in eight bits."""
+        return self.whole - self.linears // 2
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Every model that a recipe loads, as it is when all of it is resident."""
+
+    transformer: Part
+    """All of them, where a recipe needs more than one."""
+    text_encoder: Part
+    others: Mapping[str, int]
+    """Bytes of what always stays on the device."""
+
+
+PUBLISHED_WEIGHTS: Final = Weights(
+    transformer=Part(37_977_676_288, linears=37_100_716_032, blocks=37_081_841_664, block=772_538_368),
+    text_encoder=Part(24_374_683_874, linears=21_516_779_520, blocks=21_516_779_520, block=448_266_240),
+    others={
+        "connectors": 6_344_455_168,
+        "vae": 1_452_212_450,
+        "audio_vae": 106_496_804,
+        "vocoder": 516_340_300,
+    },
+)
+"""LTX-2.3 and Gemma 3 12B in bfloat16, the vocoder in float32."""
+UPSAMPLER: Final = 995_735_808
+
+
+@dataclass(frozen=True, slots=True)
+class Residency:
+    """What stays on the device while it denoises."""
+
+    name: str
+    text_waits: bool = False
+    """The text encoder waits on the host and comes over layer by layer."""
+    blocks_wait: bool = False
+    """So do the transformer's blocks."""
+    transformer_fp8: bool = False
+    text_fp8: bool = False
+
+
+RESIDENCIES: Final = (
+    Residency("resident"),
+    Residency("evict-text", text_waits=True),
+    Residency("fp8", transformer_fp8=True, text_fp8=True),
+    Residency("fp8-evict-text", transformer_fp8=True, text_waits=True),
+    Residency("stream", text_waits=True, blocks_wait=True),
+)
+"""From most to least memory."""
+
+
+def named(name: str) -> Residency:
+    """The residency called `name`. Raises: KeyError."""
+    return {residency.name: residency for residency in RESIDENCIES}[name]
+
+
+def on_device(weights: Weights, residency: Residency) -> dict[str, int]:
+    """Bytes of weights on the device while it denoises, by part."""
+    transformer, text = weights.transformer, weights.text_encoder
+    if residency.blocks_wait:
+        held = transformer.streamed()
+    else:
+        held = transformer.in_fp8() if residency.transformer_fp8 else transformer.whole
+    reading = text.in_fp8() if residency.text_fp8 else text.whole
+    return {"transformer": held, "text_encoder": 0 if residency.text_waits else reading, **weights.others}
+
+
+def activations(
+    plan: Plan, *, passes_per_call: int = 0, residency: Residency = RESIDENCIES[0], size: TransformerSize = PUBLISHED
+) -> dict[str, int]:
+    """Most bytes of tensors that live at once beside the weights, by phase of the request."""
+    stages = plan.stages
+    cells = max(stage.height * stage.width for stage in stages)
+    pixels = cells * CELL**2
+    latents = plan.latent_frames * cells * size.channels * FLOAT32
+    context = size.context_tokens * (size.video + size.audio) * BFLOAT16
+    return {
+        "text": _text(size.context_tokens),
+        "image_encode": 182 * pixels + context,
+        "denoise": max(
+            _denoise(
+                plan.latent_frames * stage.height * stage.width,
+                min(passes_per_call or len(stage.passes), len(stage.passes)),
+                all_passes=len(stage.passes),
+                residency=residency,
+                size=size,
+            )
+            for stage in stages
+        ),
+        **({"upsample": 8_384 * plan.latent_frames * cells + context} if len(stages) > 1 else {}),
+        "sound": 1_731_000 * plan.audio_tokens + latents,
+        "decode": plan.decoding.peak(plan.size, value_bytes=BFLOAT16),
+    }
+
+
+_LAYERS_OF_GEMMA: Final = 49
+_WIDTH_OF_GEMMA: Final = 3_840
+
+
+def _text(tokens: int) -> int:
+    """States of all layers of Gemma, normalised, and side by side."""
+    return int(2.9 * tokens * _LAYERS_OF_GEMMA * _WIDTH_OF_GEMMA * BFLOAT16) + 50_000_000
+
+
+def _denoise(tokens: int, rows: int, *, all_passes: int, residency: Residency, size: TransformerSize) -> int:
+    """Seven times the video's tokens at the model's width in each pass of a call: the MLP, or attention with RoPE."""
+    context = size.context_tokens * (size.video + size.audio) * BFLOAT16
+    rope = tokens * (size.video + size.audio) * BFLOAT16
+    states = 4 * tokens * size.channels * FLOAT32
+    modulation = size.layers * 303_000
+    widest = 4 * size.video**2
+    # where the device cannot multiply in eight bits, the MLP's second weight is float32 and bfloat16 for a moment
+    dequantised = widest * (FLOAT32 + BFLOAT16) if residency.transformer_fp8 else 0
+    wide = rows * tokens * size.video * BFLOAT16
+    return 6 * wide + max(wide, dequantised) + (all_passes + 1) * context + rope + states + modulation
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What one residency takes. Units: bytes."""
+
+    residency: Residency
+    weights: Mapping[str, int]
+    phases: Mapping[str, int]
+    """Activations, and what visits the device for the phase."""
+
+    @property
+    def peak(self) -> int:
+        """Most at any time."""
+        return sum(self.weights.values()) + max(self.phases.values())
+
+    def fits(self, memory: int) -> bool:
+        """Whether a device with so many bytes can hold it, with some to spare."""
+        return self.peak + RESERVE <= memory
+
+
+def needs(
+    plan: Plan, weights: Weights, *, passes_per_call: int = 0, size: TransformerSize = PUBLISHED
+) -> Iterator[Need]:
+    """What each residency takes, from most to least memory."""
+    for residency in RESIDENCIES:
+        phases = activations(plan, passes_per_call=passes_per_call, residency=residency, size=size)
+        if residency.text_waits:
+            phases["text"] += weights.text_encoder.streamed()
+        yield Need(residency, on_device(weights, residency), phases)
+
+
+def chosen(needed: Iterator[Need], *, memory: int) -> Need | None:
+    """The first that fits a device with so many bytes, or None."""
+    return next((need for need in needed if need.fits(memory)), None)
