@@ -26,7 +26,7 @@ from server.records import (
     SubmitOutcome,
     job_of,
 )
-from server.tables import FILES, JOBS, LOGS, WEBHOOKS
+from server.tables import FILES, JOBS, KEYS, LOGS, WEBHOOKS
 from server.terms import ATTENDED_SECONDS, FREE, Terms
 
 MAX_LOG_LINES = 500
@@ -68,6 +68,8 @@ class Store:
             if max_bytes is not None and waiting and size + len(payload) > max_bytes:
                 return "queue too large"
             if sender.max_in_flight is not None:
+                # why: two nodes that count at once must take turns, or each would find room for the last job
+                connection.execute(select(KEYS.c.id).where(KEYS.c.id == sender.key_id).with_for_update())
                 mine = and_(JOBS.c.key_id == sender.key_id, JOBS.c.status != "COMPLETED")
                 if (connection.scalar(select(func.count()).where(mine)) or 0) >= sender.max_in_flight:
                     return "too many in flight"
