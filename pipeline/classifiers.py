@@ -15,6 +15,7 @@ from pipeline.errors import WeightsError
 Pixels = npt.NDArray[np.uint8]
 """A picture. Shapes: [H, W, 3]."""
 
+FILES: Final = ("config.json", "preprocessor_config.json", "model.safetensors")
 UNSAFE_LABELS: Final = frozenset(
     {"nsfw", "unsafe", "explicit", "porn", "pornography", "hentai", "sexy", "sexual", "nude", "nudity"}
 )
@@ -60,13 +61,15 @@ def open_nsfw() -> Classifier:
 
 
 def from_folder(folder: Path) -> Classifier:
-    """An image classifier saved by transformers: config.json, preprocessor_config.json, model.safetensors.
+    """An image classifier saved by transformers.
 
     Raises: WeightsError if it does not load or has no class known as unsafe.
     """
     # why: a server that uses the classifier installed with it need not import these
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+    if missing := [name for name in FILES if not (folder / name).is_file()]:
+        raise WeightsError(f"{folder} is not the folder of an image classifier: {', '.join(missing)} missing")
     try:
         processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         model: Any = AutoModelForImageClassification.from_pretrained(

@@ -51,8 +51,8 @@ def load(*, classifier: Path | None, threshold: float, forced: bool) -> Safety:
     """
     try:
         checker = Checker(word_list.shipped(), classifiers.load(classifier), threshold)
-    except WeightsError:
-        log.exception("the safety checker did not load: every request that asks for it will be refused")
+    except WeightsError as error:
+        log.error("the safety checker did not load: %s; every request that asks for it will be refused", error)
         return Safety(forced=forced)
     log.info("safety checker: word list and %s, threshold %g", checker.classifier.name, threshold)
     return Safety(checker, forced=forced)

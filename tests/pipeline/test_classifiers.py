@@ -111,7 +111,14 @@ def test_a_classifier_without_an_unsafe_class_is_refused_with_its_classes(tmp_pa
         classifiers.load(tmp_path)
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path):
+def test_a_folder_without_the_files_is_refused_by_their_names(tmp_path):
+    with pytest.raises(WeightsError, match=r"config\.json, preprocessor_config\.json, model\.safetensors missing"):
+        classifiers.load(tmp_path / "nowhere")
+
+
+def test_a_folder_whose_files_are_broken_is_refused(tmp_path):
+    saved(tmp_path, ["normal", "nsfw"])
+    (tmp_path / "model.safetensors").write_bytes(b"no")
     with pytest.raises(WeightsError, match="does not load as an image classifier"):
         classifiers.load(tmp_path)
 
@@ -120,5 +127,5 @@ def test_pickled_weights_are_refused(tmp_path):
     model = saved(tmp_path, ["normal", "nsfw"])
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="does not load"):
+    with pytest.raises(WeightsError, match=r"model\.safetensors missing"):
         classifiers.load(tmp_path)
