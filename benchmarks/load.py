@@ -27,8 +27,6 @@ ROOT = Path(__file__).parents[1]
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 PHOTO = ROOT / "examples/photos/astronaut.jpg"
 READY_SECONDS = 120.0
-WAITING = 20
-"""Jobs that wait beside the running one, so that positions are counted too."""
 LONG_JOB = {"num_frames": 481, "num_inference_steps": 30, "resolution": {"width": 512, "height": 288}}
 
 
@@ -38,11 +36,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=30)
     parser.add_argument("--status-rate", type=int, default=1000, help="status GETs a second")
     parser.add_argument("--submit-rate", type=int, default=5, help="submits a second")
+    parser.add_argument("--waiting", type=int, default=4, help="jobs that are asked for beside the running one")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with the demo weights in models/demo")
     parser.add_argument("--k6", default=shutil.which("k6") or "k6")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(args.data / "models", Path(folder)) as base:
-        ids = start_jobs(base)
+        ids = start_jobs(base, waiting=args.waiting)
         summary = attack(args, base, ids, Path(folder) / "summary.json")
         running = httpx2.get(f"{base}/health", trust_env=False).json()["running"]
     return report(summary, running=running)
@@ -80,12 +79,12 @@ def is_ready(base: str) -> bool:
         return False
 
 
-def start_jobs(base: str) -> list[str]:
+def start_jobs(base: str, *, waiting: int) -> list[str]:
     """The ids of a long job that runs and of those that wait behind it."""
     given = {"prompt": "The camera pans left.", "image_url": photo()}
     ids = []
     with httpx2.Client(base_url=base, trust_env=False, timeout=30) as http:
-        for _ in range(1 + WAITING):
+        for _ in range(1 + waiting):
             answer = http.post(f"/queue/{ENDPOINT}", json=given | LONG_JOB)
             ids.append(answer.raise_for_status().json()["request_id"])
         while http.get(f"/queue/{ENDPOINT}/requests/{ids[0]}/status").json()["status"] != "IN_PROGRESS":
