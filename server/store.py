@@ -11,20 +11,17 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
-from server.database import Database
 from server.endings import CANCELLED, ended, given_up
 from server.errors import Failure
+from server.looking import Looking
 from server.records import (
     NOBODY,
     CancelOutcome,
     Claim,
-    Job,
-    LogLine,
     Sender,
     Standing,
     StoredFile,
     SubmitOutcome,
-    job_of,
 )
 from server.tables import FILES, JOBS, KEYS, LOGS, WEBHOOKS
 from server.terms import ATTENDED_SECONDS, FREE, Terms
@@ -37,13 +34,8 @@ LEASE_SECONDS = 30.0
 T = TypeVar("T")
 
 
-class Store:
+class Store(Looking):
     """The jobs, their logs and the rows of files in one database."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    # -- a job's life
 
     async def submit(
         self,
@@ -229,53 +221,6 @@ class Store:
         values = ended(failure=failure) | {"started": func.coalesce(JOBS.c.started, time.time())}
         return await self.change(lambda c: c.execute(update(JOBS).where(waiting).values(values)).rowcount > 0)
 
-    # -- looking
-
-    async def get(self, job_id: str) -> Job | None:
-        """The job, or None."""
-        return await self.read(lambda connection: _job(connection, job_id))
-
-    async def look(self, job_id: str, *, logs: bool) -> tuple[Job | None, list[LogLine] | None]:
-        """The job, or None; and its log, if wanted."""
-
-        def work(connection: Connection) -> tuple[Job | None, list[LogLine] | None]:
-            job = _job(connection, job_id)
-            return job, _log(connection, job_id) if job is not None and logs else None
-
-        return await self.read(work)
-
-    @property
-    def shared(self) -> bool:
-        """Whether other nodes change the database too."""
-        return self._database.shared
-
-    async def waiting(self) -> int:
-        """The number of waiting jobs."""
-        return await self.read(lambda connection: connection.scalar(_WAITING) or 0)
-
-    async def queue(self) -> list[tuple[int, int, float]]:
-        """Of each priority that waits: the priority, how many, and when the first was submitted."""
-        query = (
-            select(JOBS.c.priority, func.count(), func.min(JOBS.c.created))
-            .where(JOBS.c.status == "IN_QUEUE")
-            .group_by(JOBS.c.priority)
-        )
-        return await self.read(lambda connection: [(p, n, at) for p, n, at in connection.execute(query)])
-
-    async def next_waiting(self, count: int) -> list[str]:
-        """The ids of the first `count` waiting jobs."""
-        query = select(JOBS.c.id).where(JOBS.c.status == "IN_QUEUE").order_by(JOBS.c.priority, JOBS.c.seq).limit(count)
-        return await self.read(lambda connection: list(connection.scalars(query)))
-
-    async def payload(self, job_id: str) -> bytes | None:
-        """The payload of the job, or None if it has ended."""
-        query = select(JOBS.c.payload).where(JOBS.c.id == job_id)
-        return await self.read(lambda connection: connection.scalar(query))
-
-    async def logs(self, job_id: str, *, after: int = 0) -> list[LogLine]:
-        """The lines of the job's log, without the first `after`."""
-        return await self.read(lambda connection: _log(connection, job_id, after=after))
-
     async def log(self, job_id: str, message: str, *, level: str = "INFO") -> None:
         """Adds a line to the job's log, unless it is full."""
         line = message[:MAX_LINE_CHARACTERS]
@@ -307,16 +252,6 @@ class Store:
 
         await self.write(work)
 
-    async def file(self, file_id: str) -> StoredFile | None:
-        """The row of the file, or None if there is none or it has expired."""
-        query = select(FILES).where(FILES.c.id == file_id, FILES.c.expires > time.time())
-
-        def work(connection: Connection) -> StoredFile | None:
-            row = connection.execute(query).one_or_none()
-            return None if row is None else StoredFile(*row)
-
-        return await self.read(work)
-
     async def check(self) -> None:
         """Returns if the database can be written; writes nothing.
 
@@ -334,10 +269,6 @@ class Store:
         """As `write`, and tells of the change."""
         return await self._database.change(work)
 
-    async def read(self, work: Callable[[Connection], T]) -> T:
-        """What `work` gives, which only looks."""
-        return await self._database.read(work)
-
     async def close(self) -> None:
         """Closes the database."""
         await self._database.close()
@@ -345,35 +276,13 @@ class Store:
 
 _RUNNING = JOBS.c.status == "IN_PROGRESS"
 _UNBEGUN = and_(JOBS.c.start_by.is_not(None), JOBS.c.started.is_(None))
-_WAITING = select(func.count()).select_from(JOBS).where(JOBS.c.status == "IN_QUEUE")
 _BACKLOG = select(func.count(), func.coalesce(func.sum(JOBS.c.payload_size), 0)).where(JOBS.c.status == "IN_QUEUE")
-_SEEN = [column for column in JOBS.c if column.name != "payload"]
 _TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested)
 
 
 def late(now: float) -> ColumnElement[bool]:
     """Which jobs should have begun by `now` and have not. One that was begun and put back is in time."""
     return and_(JOBS.c.status == "IN_QUEUE", _UNBEGUN, JOBS.c.start_by <= now)
-
-
-def _job(connection: Connection, job_id: str) -> Job | None:
-    row = connection.execute(select(*_SEEN).where(JOBS.c.id == job_id)).one_or_none()
-    if row is None:
-        return None
-    ahead = 0
-    if row.status == "IN_QUEUE":
-        before = or_(JOBS.c.priority < row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.seq < row.seq))
-        ahead = connection.scalar(_WAITING.where(before)) or 0
-    return job_of(row, position=ahead)
-
-
-def _log(connection: Connection, job_id: str, *, after: int = 0) -> list[LogLine]:
-    query = (
-        select(LOGS.c.at, LOGS.c.level, LOGS.c.message)
-        .where(LOGS.c.job_id == job_id, LOGS.c.n >= after)
-        .order_by(LOGS.c.n)
-    )
-    return [LogLine(*row) for row in connection.execute(query)]
 
 
 def _insert_job(connection: Connection, job_id: str, row: dict[str, Any], sender: Sender) -> None:
