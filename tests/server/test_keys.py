@@ -16,8 +16,9 @@ import pytest
 from server import keys as keys_module
 from server.__main__ import main
 from server.database import open_database
-from server.keys import Keys
+from server.keys import Keys, sender_of
 from server.shared import shared_secret
+from server.store import Store
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 APP = "fal-ai/ltx-2.3-quality"
@@ -378,3 +379,12 @@ def test_an_upload_of_another_key_is_404(two):
     parts = {"parts": [{"partNumber": 1, "etag": etag}]}
     assert it.http.post(f"{url}/complete", json=parts, headers=tokens[1]).status_code == 404
     assert it.http.post(f"{url}/complete", json=parts, headers=tokens[0]).status_code == 200
+
+
+async def test_of_many_submits_at_once_no_more_are_accepted_than_the_keys_limit(database, keys):
+    key, _ = await keys.create("a", max_in_flight=2)
+    sender, store = sender_of(key), Store(database)
+    found = await asyncio.gather(
+        *(store.submit(str(n), b"{}", max_waiting=99, max_bytes=9999, sender=sender) for n in range(12))
+    )
+    assert sorted(found) == ["accepted"] * 2 + ["too many in flight"] * 10
