@@ -101,12 +101,14 @@ def test_a_trained_file_that_does_not_fit_leaves_no_folder(trained, tmp_path):
     tensors = load_file(trained)
     del tensors["model.diffusion_model.proj_out.bias"]
     save_file(tensors, tmp_path / "short.safetensors")
-    with pytest.raises(WeightsFileError, match=r"short.safetensors: does not fit .* 1 missing: .*proj_out.bias"):
+    with pytest.raises(
+        WeightsFileError, match=r"short.safetensors: found what does not fit .* 1 missing: .*proj_out.bias"
+    ):
         build.build(tmp_path / "demo", trained=tmp_path / "short.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["short.safetensors"]
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), (b"\x00" * 9, "not a safetensors file")])
+@pytest.mark.parametrize(("content", "says"), [(None, "no such file"), (b"\x00" * 9, "expected a safetensors file")])
 def test_a_trained_file_that_is_none_is_refused(tmp_path, content, says):
     path = tmp_path / "trained.safetensors"
     if content is not None:
