@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline import conditioning, decode, expansion, fitting, gemma, text
+from pipeline import conditioning, decode, expansion, fitting, gemma, selftest, text
 from pipeline.decoding import CELL
 from pipeline.denoise import Conditions, denoise
-from pipeline.errors import OutOfMemoryError, WeightsError
+from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.memory import Residency, needs
 from pipeline.mux import FADE_SECONDS, Mp4Writer, padded, provenance
 from pipeline.plan import Plan, Stage
@@ -87,6 +87,8 @@ def load(
     began = time.monotonic()
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
+    if place.type == "cuda" and (broken := selftest.failures(place, kind)):
+        raise OperatorError(f"{place} or its driver computes wrongly: {'; '.join(broken)}. See ltxd selftest")
     if memory is None and place.type == "cuda":
         memory = torch.cuda.get_device_properties(place).total_memory
     try:

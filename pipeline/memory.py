@@ -119,7 +119,7 @@ def activations(
     context = size.context_tokens * (size.video + size.audio) * BFLOAT16
     return {
         "text": _text(size.context_tokens),
-        "image_encode": 182 * pixels + context,
+        "image_encode": 182 * pixels + context + (latents if len(stages) > 1 else 0),
         "denoise": max(
             _denoise(
                 plan.latent_frames * stage.height * stage.width,

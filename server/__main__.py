@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     oneshot.add_flags(generate)
     generate.set_defaults(run=_generate)
 
+    selftest = commands.add_parser("selftest", help="one tiny forward per component, against stored numbers")
+    selftest.add_argument("--device", default="auto", help="auto, cpu or cuda. Default: auto.")
+    selftest.set_defaults(run=_selftest)
+
     plan = commands.add_parser("plan", help="what fits a GPU, and about how long a clip takes")
     plan_command.add_flags(plan)
     plan.set_defaults(run=plan_command.run)
@@ -96,6 +100,17 @@ def _serve(args: argparse.Namespace) -> int:
 
 def _generate(args: argparse.Namespace) -> int:
     return oneshot.run(args, _settings(args))
+
+
+def _selftest(args: argparse.Namespace) -> int:
+    # why: torch, which no other command needs
+    from pipeline import selftest
+
+    failed = 0
+    for line, passed in selftest.lines(args.device):
+        failed += not passed
+        sys.stdout.write(f"{line}\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
