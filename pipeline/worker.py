@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--passes-per-call", type=int, default=0)
     parser.add_argument("--residency", default="auto", choices=["auto", *RESIDENCIES])
     parser.add_argument("--dequantise", action="store_true")
     parser.add_argument("--semantics", default="recipe", choices=["recipe", *get_args(Semantics)])
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 models=args.models,
                 device=args.device,
                 residency=args.residency,
+                passes_per_call=args.passes_per_call,
                 keep_fp8=not args.dequantise,
             ),
             safety=safety.load(

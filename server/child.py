@@ -50,6 +50,7 @@ def worker_command(settings: Settings) -> Command:
             f"--recipe={settings.recipe}",
             f"--models={settings.models}",
             f"--device={settings.device}",
+            f"--passes-per-call={settings.passes_per_call}",
             f"--semantics={settings.semantics}",
             *(["--dequantise"] if settings.dequantise else []),
             f"--safety-threshold={settings.safety_threshold}",

@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     residency: Literal["auto", "resident", "evict-text", "fp8", "fp8-evict-text", "stream"] = Field(
         "auto", description="What of the model stays on the device; auto is the first that fits."
     )
+    passes_per_call: int = Field(
+        0, ge=0, description="Passes of guidance that go through the transformer at once; 0: all."
+    )
     dequantise: bool = Field(
         False, description="Whether weights that a file has in fp8 are turned into the working dtype at loading."
     )
