@@ -6,8 +6,8 @@ Whatever the database does meanwhile, the clip goes on; what must be written is 
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
@@ -85,9 +85,13 @@ class Attempt:
         self._output = tools.work / f"{claim.id}.{claim.attempt}.mp4"
 
     async def run(self, child: Child) -> None:
-        """Does the job with the process `child`: ends it or puts it back."""
+        """Does the job with the process `child`: ends it or puts it back, or leaves it to its lease."""
         self._tools.metrics.started(created=self._claim.created)
-        with bound_contextvars(request_id=self._claim.id, attempt=self._claim.attempt):
+        with (
+            bound_contextvars(request_id=self._claim.id, attempt=self._claim.attempt),
+            # why: its end could not be written before the node has to leave
+            contextlib.suppress(StoppedError),
+        ):
             await self._run(child)
 
     async def _run(self, child: Child) -> None:
@@ -189,7 +193,7 @@ class Attempt:
                         elif new_stage or time.monotonic() - logged >= LOG_SECONDS:
                             logged = time.monotonic()
                             await self._tell(describe(progress))
-                    case Done(generated):
+                    case Done(generated) if generated.path == self._output:
                         return generated
                     case Cancelled():
                         raise StoppedError(await stop)
@@ -203,6 +207,8 @@ class Attempt:
                         raise ChildLostError(f"sent {type(message).__name__} out of turn")
         except ChildLostError:
             if stop.done():
+                # why: one that is only slow would go on with this clip while the next job waits for its own
+                await self._tools.model.kill()
                 raise StoppedError(stop.result()) from None
             raise
         finally:
@@ -230,8 +236,8 @@ class Attempt:
         raise ChildLostError(f"failed with {failure.kind}", detail=failure.message)
 
     async def _deliver(self, given: ImageToVideoInput, generated: Generated, *, seconds: float, units: int) -> None:
-        # why: the name follows from the job, so that a second attempt writes over what the first one left
-        file_id = hashlib.sha256(f"file:{self._claim.id}".encode()).hexdigest()[:32]
+        # why: files are read without a key, and an attempt that comes too late must not touch the delivered clip
+        file_id = secrets.token_hex(16)
         blob = await asyncio.to_thread(digest, generated.path)
         now = time.time()
         file = StoredFile(
@@ -253,7 +259,11 @@ class Attempt:
             "sync_mode": given.sync_mode,
         }
         await self._tell(f"Done in {seconds:.1f} s: {generated.size}, {generated.num_frames} frames")
-        await self._insist(lambda: self._store.finish(self._claim, result=result, seconds=seconds, units=units))
+        if not await self._insist(
+            lambda: self._store.finish(self._claim, result=result, seconds=seconds, units=units)
+        ):
+            log.warning("the clip came too late: another node has the job, or it has ended")
+            return
         self._tools.metrics.ended("ok", created=self._claim.created)
         self._tools.metrics.generated(stages=generated.seconds, frames=generated.num_frames, megapixels=units)
         record_job(
@@ -290,12 +300,17 @@ class Attempt:
 
     async def _put_back(self, how: str, *, counted: bool, silent: bool = False) -> None:
         limit = self._settings.max_attempts
-        await self._insist(
+        became = await self._insist(
             lambda: self._store.release(self._claim, max_attempts=limit, counted=counted, silent=silent, how=how)
         )
+        if isinstance(became, Failure):
+            self._count(became)
 
     async def _fail(self, failure: Failure) -> None:
-        await self._insist(lambda: self._store.finish(self._claim, failure=failure))
+        if await self._insist(lambda: self._store.finish(self._claim, failure=failure)):
+            self._count(failure)
+
+    def _count(self, failure: Failure) -> None:
         self._tools.metrics.ended(
             outcome_of(failure.error_type), created=self._claim.created, error_type=failure.error_type
         )
@@ -326,22 +341,22 @@ class Attempt:
         with contextlib.suppress(StoreUnavailableError):
             await self._store.log(self._claim.id, message, level=level)
 
-    async def _insist(self, write: Callable[[], Awaitable[object]]) -> None:
-        """Does `write`, again and again while database or blobs are away.
+    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` gives, done again and again while database or blobs are away.
 
         A node that is to end gives up: its lease runs out, or the next start finds the job, and it is done again.
+        Raises: StoppedError if it gives up.
         """
         told = False
         while not (told and self._tools.handing_back.is_set()):
             try:
-                await write()
+                return await write()
             except (StoreUnavailableError, BlobsUnavailableError) as error:
                 if not told:
                     log.error("the job's end waits to be written: %s", error)
                 told = True
                 await asyncio.sleep(RECHECK_SECONDS)
-            else:
-                return
+        raise StoppedError("handed back")
 
 
 async def _unless(stop: asyncio.Task[Reason], work: Awaitable[T]) -> T:

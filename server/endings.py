@@ -1,4 +1,4 @@
-"""How a job ends, or goes back to the queue, as the columns of its row."""
+"""How a job ends, or goes back to the queue, as the columns of its row; and which of the two it does."""
 
 import json
 import time
@@ -34,20 +34,25 @@ def ended(
     }
 
 
+def released(failure: Failure | None) -> dict[str, Any]:
+    """The columns of a job that ends with `failure`; if that is None, of one that goes back to its old place."""
+    return {"status": "IN_QUEUE", "owner": None, "lease_until": None} if failure is None else ended(failure=failure)
+
+
 def given_up(
     row: Row[*tuple[Any, ...]], *, max_attempts: int | None, how: str, silent: bool = False
-) -> dict[str, Any]:
-    """The columns of a job whose attempt ended without an answer; `how` says what became of the attempt.
+) -> Failure | None:
+    """How a job ends whose attempt ended without an answer, `how` saying why; None: it is tried again.
 
     `silent`: it went on for too long.
     """
     if row.cancel_requested:
-        return ended(failure=CANCELLED)
+        return CANCELLED
     if max_attempts is not None and row.attempts >= max_attempts:
         tries = "once" if row.attempts == 1 else f"{row.attempts} times"
         if silent:
             message = f"Generation timeout: tried {tries}; the last time its process said nothing for too long"
-            return ended(failure=model_failure("generation_timeout", message))
+            return model_failure("generation_timeout", message)
         message = f"Internal server error: tried {tries} without an answer; the last time {how}"
-        return ended(failure=model_failure("internal_server_error", message))
-    return {"status": "IN_QUEUE", "owner": None, "lease_until": None}
+        return model_failure("internal_server_error", message)
+    return None

@@ -13,6 +13,8 @@ CancelOutcome = Literal["CANCELLATION_REQUESTED", "ALREADY_COMPLETED", "NOT_FOUN
 SubmitOutcome = Literal["accepted", "queue full", "queue too large", "too many in flight"]
 Standing = Literal["held", "cancelled", "lost"]
 """Whether a claimed job is still ours, is ours but wanted no more, or is another's or ended."""
+ReleaseOutcome = Failure | Literal["waits", "lost"]
+"""What became of a released job: it ended so, it waits again, or it was ours no more."""
 
 
 @dataclass(frozen=True, slots=True)

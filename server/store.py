@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
-from server.endings import CANCELLED, ended, given_up
+from server.endings import CANCELLED, ended, given_up, released
 from server.errors import Failure
 from server.looking import Looking
 from server.records import (
     NOBODY,
     CancelOutcome,
     Claim,
+    ReleaseOutcome,
     Sender,
     Standing,
     StoredFile,
@@ -159,22 +160,21 @@ class Store(Looking):
         counted: bool = True,
         silent: bool = False,
         how: str = "its process was lost",
-    ) -> bool:
+    ) -> ReleaseOutcome:
         """Puts the job back at its old place, or ends it if it was tried `max_attempts` times, saying `how` it failed.
 
         `silent`: its process said nothing for too long. An attempt that is not `counted` was given up through no fault
-        of the job. A job that is to be cancelled ends so. False if it is no longer `claim`'s.
+        of the job. A job that is to be cancelled ends so. Changes nothing if it is no longer `claim`'s.
         """
 
-        def work(connection: Connection) -> bool:
+        def work(connection: Connection) -> ReleaseOutcome:
             row = connection.execute(select(*_TRIED).where(_held(claim)).with_for_update()).one_or_none()
             if row is None:
-                return False
-            values = given_up(row, max_attempts=max_attempts if counted else None, how=how, silent=silent)
-            if not counted and values["status"] == "IN_QUEUE":
-                values["attempts"] = claim.attempt - 1
+                return "lost"
+            failure = given_up(row, max_attempts=max_attempts if counted else None, how=how, silent=silent)
+            values = released(failure) | {"attempts": claim.attempt if counted or failure else claim.attempt - 1}
             connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(values))
-            return True
+            return failure or "waits"
 
         return await self.change(work)
 
@@ -296,8 +296,8 @@ def _put_back(connection: Connection, which: ColumnElement[bool], *, max_attempt
     lost = select(*_TRIED).where(which).order_by(JOBS.c.seq).with_for_update(skip_locked=True)
     rows = connection.execute(lost).all()
     for row in rows:
-        values = given_up(row, max_attempts=max_attempts, how="the server that did it died")
-        connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(values))
+        failure = given_up(row, max_attempts=max_attempts, how="the server that did it died")
+        connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(released(failure)))
     return len(rows)
 
 

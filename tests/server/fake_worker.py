@@ -1,7 +1,8 @@
 """A generating process without a model, for tests. Words in the prompt say how it behaves.
 
 crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
-hang, hang-once: goes silent. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late: in the last step.
+hang, hang-once: goes silent; stall: for 4 s. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late:
+in the last step. elsewhere-once: names a file that was not asked for.
 broken: any other exception.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 oom: no memory with the first residency; oom-always: with any. disk-full: ENOSPC while it writes. segfault: in step 2.
@@ -63,6 +64,8 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 2 and ("hang" in words or ("hang-once" in words and first_time)):
             time.sleep(600)
+        if step == 2 and "stall" in words:
+            time.sleep(4)
         if step == 2 and ("oom-always" in words or ("oom" in words and residency == RESIDENCIES[0])):
             raise OutOfMemoryError("no memory left")
         if step == 2 and "disk-full" in words:
@@ -76,8 +79,9 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
         yield Progress("denoise", step, steps, eta=(steps - step) * 0.04)
     shutil.copy(clip, job.output)
     size = Size(64, 64)
+    output = job.output.with_name("another.mp4") if "elsewhere-once" in words and first_time else job.output
     return Generated(
-        job.output, f"{request.prompt}, expanded", request.seed, size, 9, request.fps, False, {"denoise": 1.0}
+        output, f"{request.prompt}, expanded", request.seed, size, 9, request.fps, False, {"denoise": 1.0}
     )
 
 

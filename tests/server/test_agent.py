@@ -44,6 +44,27 @@ def test_a_cancelled_job_is_not_tried_again_when_its_process_dies(launch, image)
         assert it.wait(job)["error_type"] == "client_cancelled"
 
 
+def test_a_job_gets_its_own_clip_though_the_cancelled_one_before_it_was_only_slow(launch, image):
+    with launch(text_timeout=30, step_timeout=1) as it:
+        slow = it.submit(prompt="stall", image_url=image, seed=1)
+        deadline = time.monotonic() + 15
+        while not any("denoise 1/" in line["message"] for line in it.wait(slow, "IN_PROGRESS")["logs"]):
+            assert time.monotonic() < deadline
+        it.http.put(slow["cancel_url"])
+        behind = it.submit(prompt="a", image_url=image, seed=2)
+        assert it.wait(slow)["error_type"] == "client_cancelled"
+        assert [line for line in it.wait(behind)["logs"] if line["level"] == "WARN"] == []
+        assert it.http.get(behind["response_url"]).json()["seed"] == 2
+
+
+def test_a_clip_that_is_not_the_one_asked_for_is_not_taken(launch, image):
+    with launch() as it:
+        job = it.submit(prompt="elsewhere-once", image_url=image)
+        ended = it.wait(job)
+        assert any("sent Done out of turn" in line["message"] for line in ended["logs"])
+        assert it.http.get(job["response_url"]).status_code == 200
+
+
 def test_a_job_interrupted_by_the_end_of_the_server_is_done_by_the_next_server(launch, image):
     with launch(drain_timeout=0) as it:
         running = it.submit(prompt="slow", image_url=image, seed=9)

@@ -38,7 +38,7 @@ async def test_jobs_are_claimed_in_their_order_and_low_priority_last(store):
 async def test_a_released_job_goes_back_to_its_old_place(store):
     await submit(store, "a", "b")
     held = await claim(store)
-    assert await store.release(held, max_attempts=3)
+    assert await store.release(held, max_attempts=3) == "waits"
     assert (await store.get("a")).position == 0
     again = await claim(store)
     assert (again.id, again.attempt) == ("a", 2)
@@ -46,9 +46,9 @@ async def test_a_released_job_goes_back_to_its_old_place(store):
 
 async def test_a_job_is_given_up_after_its_last_attempt(store):
     await submit(store, "a")
-    for _ in range(3):
-        await store.release(await claim(store), max_attempts=3)
+    became = [await store.release(await claim(store), max_attempts=3) for _ in range(3)]
     job = await store.get("a")
+    assert became == ["waits", "waits", job.failure]
     assert job.status == "COMPLETED"
     assert job.failure.status == 500
     assert await claim(store) is None
@@ -68,7 +68,7 @@ async def test_a_job_ends_once_and_only_for_its_holder(store):
     stranger = replace(held, owner="other")
     assert not await store.finish(stale, result={"x": 1})
     assert not await store.finish(stranger, result={"x": 1})
-    assert not await store.release(stranger, max_attempts=3)
+    assert await store.release(stranger, max_attempts=3) == "lost"
     assert await store.finish(held, result={"x": 2}, seconds=1.5, units=3)
     assert not await store.finish(held, result={"x": 3})
     job = await store.get("a")

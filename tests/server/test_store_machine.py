@@ -108,9 +108,10 @@ class StoreMachine(RuleBasedStateMachine):
         if claim is None:
             return
         done = self.runner.run(self.store(node).release(claim, max_attempts=MAX_ATTEMPTS, counted=counted))
-        assert done == self.held(claim)
-        if done:
+        assert (done != "lost") == self.held(claim)
+        if done != "lost":
             self.jobs[claim.id].give_up(counted=counted)
+            assert (done == "waits") == (self.jobs[claim.id].status == "IN_QUEUE")
 
     @rule(node=st.integers(0, 1), claim=claims)
     def renew(self, node: int, claim: Claim | None) -> None:
