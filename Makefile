@@ -19,7 +19,7 @@ help:
 	@echo "make serve      the server, until Ctrl-C"
 	@echo "make test       the tests that need nothing but Python and PyPI"
 	@echo "make check      format, lint, types, floors, then the tests"
-	@echo "make test-full  the tests, and those that need Node.js, npm, curl, Chromium and PostgreSQL"
+	@echo "make test-full  the tests, and those that need Node.js, npm, curl, Chromium, Prometheus and PostgreSQL"
 	@echo "make bench      time and memory, stage by stage"
 	@echo "make clean      removes the environment and the caches; out/ and data stay"
 

@@ -47,23 +47,13 @@ def mean(scores, motions, what, size):
     return sum(what(s) for s in chosen) / len(chosen)
 
 
-NOT_YET = pytest.mark.xfail(reason="the committed weights fall short of this gate: see benchmarks/LOG.md", strict=True)
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        *((name, "256x256") for name in PANS),
-        *((name, "384x256") for name in PANS if name != "tilt up"),
-        pytest.param("tilt up", "384x256", marks=NOT_YET),
-    ],
-)
+@pytest.mark.parametrize("size", ["256x256", "384x256"])
+@pytest.mark.parametrize("name", PANS)
 def test_pans_and_tilts_move_the_picture_as_the_camera_would(scores, name, size):
     assert mean(scores, (name,), lambda s: s.psnr, size) >= 20
     assert mean(scores, (name,), lambda s: s.psnr - s.static, size) >= 4
 
 
-@NOT_YET
 @pytest.mark.parametrize("size", ["256x256", "384x256"])
 @pytest.mark.parametrize("name", ZOOMS)
 def test_zooms_grow_and_shrink_the_picture(scores, name, size):
