@@ -219,12 +219,12 @@ def sheet(pipeline: Pipeline, photos: list[Path], path: Path, *, size: Size, fra
 
 
 def cases(photos: list[Path], *, full: bool) -> Iterator[tuple[Path, str, int, Size]]:
-    """Photo, motion, frames and size of each clip to score: every motion meets six and three photos, or all."""
+    """Photo, motion, frames and size of each clip to score: every motion meets six photos, or all."""
     for i, photo in enumerate(photos):
         for j, name in enumerate(motion.MOTIONS):
             if full or (i + j) % len(photos) < 6:
                 yield photo, name, 25, Size(256, 256)
-            if full or (i + 3 * j) % len(photos) < 3:
+            if full or (i + 3 * j) % len(photos) < 6:
                 yield photo, name, 49, Size(384, 256)
 
 

@@ -68,9 +68,7 @@ def main() -> int:
             status = process.wait(60)
         (args.work / "clip.mp4").write_bytes(clip)
         print(f"clip     {len(clip)} bytes, {args.work / 'clip.mp4'}; the server left with status {status}")
-        print(
-            f"owner    {(data / 'ltxd.db').stat().st_uid if (data / 'ltxd.db').exists() else sorted(data.iterdir())}"
-        )
+        print(f"owner    uid {(data / 'ltxd.sqlite3').stat().st_uid}")
     print("seconds  " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in took.items()))
     return int(b"ftyp" not in clip[:12] or status != 0)
 
@@ -143,6 +141,7 @@ def container(bundle: Path, root: Path, command: list[str], work: Path) -> Itera
     del spec["process"]["rlimits"]
     spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] in {"pid", "mount", "ipc"}]
     spec["linux"].pop("resources", None)
+    del spec["hostname"]
     spec["mounts"] = [m for m in spec["mounts"] if m["type"] not in {"sysfs", "cgroup"}]
     spec["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"]})  # noqa: S108 -- inside
     for name in ("data", "cache"):

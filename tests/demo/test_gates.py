@@ -43,7 +43,7 @@ def scores(pipeline, photos):
 
 def mean(scores, motions, what, size):
     chosen = [s for s in scores if s.motion in motions and s.size == size]
-    assert len(chosen) >= {"256x256": 6, "384x256": 3}[size]
+    assert len(chosen) == 6
     return sum(what(s) for s in chosen) / len(chosen)
 
 

@@ -63,9 +63,8 @@ def test_a_pod_is_read_only_without_root_and_without_capabilities(name):
         assert written & {"/data", "/data/models"}
 
 
-@pytest.mark.parametrize("name", ["ltxd-api", "ltxd-worker"])
-def test_a_pod_may_finish_its_job_before_it_is_killed(name):
-    assert PODS[name]["terminationGracePeriodSeconds"] > drain_seconds()
+def test_a_worker_may_finish_its_job_before_it_is_killed():
+    assert PODS["ltxd-worker"]["terminationGracePeriodSeconds"] > drain_seconds()
 
 
 def test_the_scaler_counts_by_a_column_and_words_that_the_store_has():
