@@ -37,7 +37,9 @@ class Room:
         """
         [need] = [
             need
-            for need in memory.needs(plan, self.weights, passes_per_call=self.passes_per_call, size=self.size)
+            for need in memory.needs(
+                plan, self.weights, memory=self.memory, passes_per_call=self.passes_per_call, size=self.size
+            )
             if need.residency == self.residency
         ]
         if not need.fits(self.memory):

@@ -110,7 +110,7 @@ def load(
             keep_fp8=keep_fp8,
         )
         size = fitting.size_of(checkpoint)
-        needed = needs(fitting.ordinary(recipe), taken, passes_per_call=passes_per_call, size=size)
+        needed = needs(fitting.ordinary(recipe), taken, memory=memory, passes_per_call=passes_per_call, size=size)
         home = fitting.choose(residency, needed, room=memory)
         transformers = {
             strength: _transformer(

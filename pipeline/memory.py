@@ -5,10 +5,10 @@ whole request is seen to take at the real size (`benchmarks/fake_request.py`).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from pipeline.decoding import CELL
+from pipeline.decoding import CELL, fitting
 from pipeline.flops import PUBLISHED, TransformerSize
 from pipeline.plan import Plan
 
@@ -178,14 +178,25 @@ class Need:
 
 
 def needs(
-    plan: Plan, weights: Weights, *, passes_per_call: int = 0, size: TransformerSize = PUBLISHED
+    plan: Plan,
+    weights: Weights,
+    *,
+    memory: int | None,
+    passes_per_call: int = 0,
+    size: TransformerSize = PUBLISHED,
 ) -> Iterator[Need]:
-    """What each residency takes, from most to least memory."""
+    """What each residency takes, from most to least memory, decoding in what it leaves of `memory`.
+
+    Units: `memory` bytes of the device, None standing for no bound.
+    """
     for residency in RESIDENCIES:
-        phases = activations(plan, passes_per_call=passes_per_call, residency=residency, size=size)
+        held = on_device(weights, residency)
+        left = None if memory is None else memory - sum(held.values()) - RESERVE
+        decoded = replace(plan, decoding=fitting(plan.size, memory=left, value_bytes=BFLOAT16))
+        phases = activations(decoded, passes_per_call=passes_per_call, residency=residency, size=size)
         if residency.text_waits:
             phases["text"] += weights.text_encoder.streamed()
-        yield Need(residency, on_device(weights, residency), phases)
+        yield Need(residency, held, phases)
 
 
 def chosen(needed: Iterator[Need], *, memory: int) -> Need | None:

@@ -1,7 +1,7 @@
 """Where weights are while they are not needed: on the device, or on the host and brought over block by block."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +12,8 @@ from pipeline.memory import LARGE, SLOTS
 from weights import fp8
 
 _ALIGNED: Final = 256
+Pin = Callable[[Tensor], Tensor]
+"""Gives the copy of a tensor that waits on the host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,11 @@ class Streamed(nn.ModuleList):
     filled; `children` gives them as they are, with their small tensors.
     """
 
-    def __init__(self, blocks: Iterable[nn.Module], *, device: torch.device) -> None:
+    def __init__(self, blocks: Iterable[nn.Module], *, device: torch.device, pin: Pin | None = None) -> None:
         super().__init__(blocks)
         self._device = device
         self._waiting = [
-            [place for place in _places(block, pinned=device.type == "cuda") if place.host.nbytes >= LARGE]
+            _pinned((place for place in _places(block) if place.host.nbytes >= LARGE), pin or _pin(device))
             for block in self.children()
         ]
         for block in self.children():
@@ -154,21 +156,21 @@ def stream_blocks(transformer: Any, *, device: torch.device) -> None:
 class Visitor:
     """A text encoder that lives on the host and comes to the device for as long as it is used, its layers by turns."""
 
-    def __init__(self, language_model: Any, whole: nn.Module, *, device: torch.device) -> None:
-        self._layers = Streamed(language_model.layers, device=device)
+    def __init__(self, language_model: Any, whole: nn.Module, *, device: torch.device, pin: Pin | None = None) -> None:
+        self._layers = Streamed(language_model.layers, device=device, pin=pin)
         language_model.layers = self._layers
         self._device = device
         streamed = {id(module) for module in self._layers.modules()}
-        self._rest = [
-            place for place in _places(whole, pinned=device.type == "cuda") if id(place.module) not in streamed
-        ]
+        self._rest = _pinned(
+            (place for place in _places(whole) if id(place.module) not in streamed), pin or _pin(device)
+        )
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         """Keeps it on the device."""
-        moved: dict[int, Tensor] = {}
+        moved: dict[tuple[int, torch.Size], Tensor] = {}
         for place in self._rest:  # tied weights are one tensor on both sides
-            key = place.host.untyped_storage()._cdata  # noqa: SLF001 the only identity a storage has
+            key = _identity(place.host)
             if key not in moved:
                 moved[key] = place.host.to(self._device, non_blocking=True)
             place.put(moved[key])
@@ -196,16 +198,40 @@ def to_fp8(module: nn.Module, within: str) -> None:
         module.get_submodule(name).load_state_dict(tensors, strict=True, assign=True)
 
 
-def _places(module: nn.Module, *, pinned: bool) -> Iterator[_Place]:
+def _places(module: nn.Module) -> Iterator[_Place]:
     for part in module.modules():
         for name, value in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            host = value.detach()
-            yield _Place(part, name, host.pin_memory() if pinned else host)
+            yield _Place(part, name, value.detach())
+
+
+def _pin(device: torch.device) -> Pin:
+    return Tensor.pin_memory if device.type == "cuda" else Tensor.detach
+
+
+def _pinned(places: Iterator[_Place], pin: Pin) -> list[_Place]:
+    """The same places with pinned tensors, which the modules see at once: two copies of a model never live together.
+
+    Tied weights stay one tensor.
+    """
+    pinned: dict[tuple[int, torch.Size], Tensor] = {}
+    found = []
+    for place in places:
+        key = _identity(place.host)
+        if key not in pinned:
+            pinned[key] = pin(place.host)
+        found.append(_Place(place.module, place.name, pinned[key]))
+        found[-1].put(pinned[key])
+    return found
+
+
+def _identity(tensor: Tensor) -> tuple[int, torch.Size]:
+    """The same for tied weights, and for no two others that live."""
+    return tensor.data_ptr(), tensor.shape
 
 
 def _move(module: nn.Module, device: torch.device, *, below: int | None = None) -> None:
     """Moves its tensors, or those of fewer bytes, to `device`."""
-    for place in _places(module, pinned=False):
+    for place in _places(module):
         if below is None or place.host.nbytes < below:
             place.put(place.host.to(device))
 

@@ -161,6 +161,8 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
             models=settings.models,
             device=settings.device,
             dtype=args.dtype,
+            residency=settings.residency,
+            passes_per_call=settings.passes_per_call,
             keep_fp8=not settings.dequantise,
         ),
         safety=safety.load(

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     gpu = GPUS[args.gpu]
     room = gpu.memory if args.memory is None else int(args.memory * GB)
     rate = gpu.peak * SHARE if args.tflops is None else args.tflops * 1e12
-    needed = tuple(memory.needs(plan, _weights(recipe), passes_per_call=args.passes_per_call))
+    needed = tuple(memory.needs(plan, _weights(recipe), memory=room, passes_per_call=args.passes_per_call))
     taken = memory.chosen(iter(needed), memory=room)
     for line in report(plan, needed, room=room, taken=taken, rate=rate):
         sys.stdout.write(f"{line}\n")
@@ -99,6 +99,7 @@ def report(plan: Plan, needed: tuple[Need, ...], *, room: int, taken: Need | Non
         yield f"| {need.residency.name} | " + " | ".join(f"{f / GB:.2f}" for f in figures) + f" | {mark} |"
     yield ""
     yield f"A phase comes on top of the weights; {memory.RESERVE / GB:g} GB are kept free beside the peak."
+    yield "Decoding takes smaller chunks, then tiles, where a residency leaves less."
     if taken is None:
         yield "Nothing fits: ask for a smaller or shorter clip, or a larger device."
         return

@@ -60,7 +60,7 @@ def test_fp8_changes_numbers_a_little(tiny, tmp_path):
 
 
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
-    sizes = {need.residency.name: need.peak for need in _needs(tiny)}
+    sizes = {need.residency.name: need.peak for need in _needs(tiny, device=0)}
     enough = sizes["resident"] + memory.RESERVE
     assert generate.load(TINY, models=tiny, device="cpu", memory=enough).model.residency == "resident"
     less = generate.load(TINY, models=tiny, device="cpu", memory=enough - 1).model.residency
@@ -69,7 +69,16 @@ def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
         generate.load(TINY, models=tiny, device="cpu", memory=10_000)
 
 
-def _needs(tiny):
+def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):
+    large = replace(TINY, pixels=10**6)
+    [whole] = [need for need in _needs(tiny, recipe=large) if need.residency.name == "resident"]
+    assert whole.phases["decode"] == max(whole.phases.values())
+    pipeline = generate.load(large, models=tiny, device="cpu", memory=whole.peak + memory.RESERVE - 1)
+    assert pipeline.model.residency == "resident"
+    pipeline.room.check(fitting.ordinary(large))
+
+
+def _needs(tiny, *, recipe=TINY, device=None):
     checkpoint = fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
     weights = fitting.weights_of(
         checkpoint,
@@ -78,7 +87,7 @@ def _needs(tiny):
         transformers=1,
         itemsize=4,
     )
-    return list(memory.needs(fitting.ordinary(TINY), weights, size=fitting.size_of(checkpoint)))
+    return list(memory.needs(fitting.ordinary(recipe), weights, memory=device, size=fitting.size_of(checkpoint)))
 
 
 def test_the_bytes_told_from_the_headers_are_those_that_are_loaded(tiny):

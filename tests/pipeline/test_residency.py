@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from pipeline import residency, text
 from weights.checkpoint import Checkpoint, load_component
@@ -76,6 +77,34 @@ def test_the_next_block_is_on_its_way_before_one_computes(blocks):
     next(walk)
     second = list(streamed.children())[1]
     assert torch.equal(second.linear.weight, expected[1])
+
+
+def test_only_what_waits_is_pinned_and_its_original_is_freed_before_the_next(blocks):
+    originals = [StorageWeakRef(block.linear.weight.untyped_storage()) for block in blocks]
+    left = []
+
+    def pin(tensor):
+        left.append(sum(not original.expired() for original in originals))
+        return tensor.clone()
+
+    residency.Streamed(blocks, device=CPU, pin=pin)
+    assert left == [5, 4, 3, 2, 1]
+    assert all(original.expired() for original in originals)
+
+
+def test_tied_weights_are_pinned_once_and_stay_tied():
+    whole = nn.Module()
+    whole.embed, whole.head = nn.Embedding(512, 512), nn.Linear(512, 512, bias=False)
+    whole.head.weight = whole.embed.weight
+    whole.layers = nn.ModuleList([Wide(0)])
+    pinned = []
+    visitor = residency.Visitor(
+        whole, whole, device=CPU, pin=lambda tensor: pinned.append(tensor.shape) or tensor.clone()
+    )
+    assert len(pinned) == 2
+    assert whole.head.weight.data_ptr() == whole.embed.weight.data_ptr()
+    with visitor.here():
+        assert whole.head.weight.data_ptr() == whole.embed.weight.data_ptr()
 
 
 def test_a_whole_slice_is_the_list_itself(blocks):

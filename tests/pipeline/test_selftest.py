@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from pipeline import selftest
+from weights import fp8
 
 CPU = torch.device("cpu")
 
@@ -11,8 +12,37 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sound_device_passes(dtype):
     found = list(selftest.run(CPU, dtype))
-    assert len(found) == 5
+    assert len(found) == 6
     assert all(finding.passed for finding in found)
+
+
+class Seen(TorchFunctionMode):
+    """Whether cuDNN may round what each convolution takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.rounded = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in {F.conv1d, F.conv2d, F.conv3d}:
+            self.rounded.add(torch.backends.cudnn.allow_tf32)
+        return func(*args, **(kwargs or {}))
+
+
+def test_convolutions_take_what_they_are_given():
+    before = torch.backends.cudnn.allow_tf32
+    with Seen() as seen:
+        assert not selftest.failures(CPU, torch.float32)
+    assert seen.rounded == {False}
+    assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("change", [lambda x: x * 1.2, lambda x: x.roll(1, 0)], ids=["scale", "order"])
+def test_a_product_in_eight_bits_is_taken_and_a_broken_one_found(monkeypatch, change):
+    monkeypatch.setattr(fp8, "multiplies_in_fp8", lambda x, _: x.dtype is torch.bfloat16)
+    assert not selftest.failures(CPU, torch.float32)
+    with Broken(torch._scaled_mm, change):
+        assert [words.partition(" is ")[0] for words in selftest.failures(CPU, torch.float32)] == ["product in fp8"]
 
 
 class Broken(TorchFunctionMode):

@@ -14,7 +14,7 @@ def printed(capsys, *flags):
 
 @pytest.mark.parametrize(
     ("gpu", "taken"),
-    [("h200", "resident"), ("h100", "resident"), ("a100-40", "fp8-evict-text"), ("l40s", "fp8-evict-text")],
+    [("h200", "resident"), ("h100", "resident"), ("a100-40", "fp8-evict-text"), ("l40s", "fp8")],
 )
 def test_the_first_residency_that_fits_is_taken(capsys, gpu, taken):
     status, out = printed(capsys, "--gpu", gpu, "--resolution", "1280x704")
@@ -22,6 +22,14 @@ def test_the_first_residency_that_fits_is_taken(capsys, gpu, taken):
     [line] = [line for line in out.out.splitlines() if line.endswith("| taken |")]
     assert line.startswith(f"| {taken} |")
     assert "Estimate, not measured" in out.out
+
+
+def test_a_residency_is_taken_that_fits_once_decoding_goes_in_smaller_chunks(capsys):
+    _, out = printed(capsys, "--memory", "75")
+    rows = [line.strip("| ").split(" | ") for line in out.out.splitlines() if line.startswith("|")]
+    decode = {row[0]: float(row[-3]) for row in rows[2:]}
+    assert [row[0] for row in rows if row[-1] == "taken"] == ["resident"]
+    assert decode["resident"] < decode["evict-text"]
 
 
 def test_what_fits_nowhere_is_refused(capsys):
