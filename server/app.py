@@ -112,7 +112,9 @@ class Edge:
         await self._access.keys.refresh()
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        file = scope["path"].startswith("/files/") and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        asked_for_file = scope["path"].startswith("/files/") and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        # why: with a target URL the path says nothing of where the request goes
+        file = asked_for_file and "x-fal-target-url" not in headers
         any_page = file or not self._access.keyless
         common = {"x-fal-request-id": str(uuid.uuid4()), "x-content-type-options": "nosniff"}
         why = refusal(headers, self._settings, any_page=any_page)

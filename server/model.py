@@ -23,6 +23,7 @@ class ModelState:
     status: Literal["none", "loading", "ready", "failed"]
     model: LoadedModel | None = None
     error: str | None = None
+    """For everyone to read: `/health` needs no key."""
 
 
 class Model:
@@ -47,14 +48,14 @@ class Model:
         try:
             return await self._start()
         except ChildLostError as error:
-            reason = error.with_last_line
+            told, reason = str(error), error.with_last_line
         except OSError as error:
-            reason = f"cannot be started: {error}"
+            told, reason = "cannot be started", f"cannot be started: {error}"
         await self.kill()
         if not self.stopping:
             self._failures += 1
             pause = min(2.0 ** (self._failures - 1), MAX_BACKOFF)
-            self.state = ModelState("failed", error=reason)
+            self.state = ModelState("failed", error=f"the model did not load: the process {told}; the log says more")
             log.error("the model did not load: %s; next try in %g s", reason, pause)
             await self._pause(pause)
         return None

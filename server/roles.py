@@ -97,8 +97,10 @@ def _target(role: Role, path: str, *, base: str, origin: str, query: str | None 
     if role in ("run", "queue") and path.startswith((f"/{APP}/requests/", f"/{ENDPOINT}/requests/")):
         role = "queue"
     # why: a file has one address, under whatever name it is asked for
-    plain = role == "site" or (role == "cdn" and path.startswith("/files/"))
-    inside = _bare(path) if plain else f"/{role}{_bare(path)}"
+    file = role == "cdn" and path.startswith("/files/")
+    # why: only the site's own pages; every other path is that of another role's route, or of none
+    page = role == "site" and (path == "/" or path.removeprefix("/").partition("/")[0] in SITE)
+    inside = _bare(path) if file or page else f"/{role}{_bare(path)}"
     return Target(Caller(role, base, origin, path), inside, query)
 
 

@@ -72,15 +72,22 @@ class Uploads:
         """
         if not 1 <= number <= MAX_PART:
             raise FalError(plain("bad_request", f"The part is number {number}; 1 to {MAX_PART} are allowed"))
+        limit = self._settings.max_upload_bytes
         others = select(func.coalesce(func.sum(PARTS.c.size), 0)).where(
             PARTS.c.file_id == slot.file_id, PARTS.c.number != number
         )
         taken = await self._store.read(lambda connection: connection.scalar(others) or 0)
-        async with self._received(body, limit=self._settings.max_upload_bytes - taken) as path:
+        async with self._received(body, limit=limit - taken) as path:
             blob = await asyncio.to_thread(digest, path)
             row = {"file_id": slot.file_id, "number": number, "created": time.time(), **asdict(blob)}
 
             def work(connection: Connection) -> None:
+                if connection.dialect.name == "postgresql":
+                    # why: two parts of a file that are summed at once would each find room for itself
+                    connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(slot.file_id))))
+                # why: other parts may have come in while this one did
+                if (connection.scalar(others) or 0) + blob.size > limit:
+                    raise _too_large(limit)
                 connection.execute(delete(PARTS).where(PARTS.c.file_id == slot.file_id, PARTS.c.number == number))
                 connection.execute(insert(PARTS), row)
 
@@ -107,7 +114,9 @@ class Uploads:
         async with self._scratch() as path:
             for number in sorted(wanted):
                 part = await self._blobs.local(_part_id(slot.file_id, number))
-                await asyncio.to_thread(_append, part, path)
+                size = await asyncio.to_thread(_append, part, path)
+                if size > self._settings.max_upload_bytes:
+                    raise _too_large(self._settings.max_upload_bytes)
             await self._keep(slot, path)
         await self._forget(slot.file_id)
 
@@ -184,7 +193,7 @@ async def _write(file: BinaryIO, body: AsyncIterator[bytes], *, limit: int) -> N
         async for chunk in body:
             size += len(chunk)
             if size > limit:
-                raise FalError(plain("body_too_large", f"The upload has more than the {limit} bytes allowed"))
+                raise _too_large(limit)
             piece += chunk
             if len(piece) >= WRITE_BYTES:
                 await asyncio.to_thread(file.write, piece)
@@ -194,9 +203,15 @@ async def _write(file: BinaryIO, body: AsyncIterator[bytes], *, limit: int) -> N
     await asyncio.to_thread(file.write, piece)
 
 
-def _append(source: Path, target: Path) -> None:
+def _too_large(limit: int) -> FalError:
+    return FalError(plain("body_too_large", f"The upload has more than the {limit} bytes allowed"))
+
+
+def _append(source: Path, target: Path) -> int:
+    """The size that `target` then has."""
     with source.open("rb") as part, target.open("ab") as out:
         shutil.copyfileobj(part, out, WRITE_BYTES)
+        return out.tell()
 
 
 _NUMBERS = select(PARTS.c.number)

@@ -1,5 +1,9 @@
-"""Health: `live` while the process works, `ready` once jobs can be done here, and the whole state in words."""
+"""Health: `live` while the process works, `ready` once jobs can be done here, and the whole state in words.
 
+It is public, so that what a database or a file store says of itself goes to the log alone.
+"""
+
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -7,11 +11,13 @@ from fastapi import APIRouter, Response
 
 from server.agent import Agent
 from server.answers import reply
-from server.blobs import Blobs
+from server.blobs import Blobs, BlobsUnavailableError
 from server.database import StoreUnavailableError
 from server.disk import free_bytes
 from server.settings import Settings
 from server.store import Store
+
+log = logging.getLogger("ltxd.health")
 
 
 def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIRouter:
@@ -24,9 +30,14 @@ def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIR
             await store.check()
             await blobs.check()
         except StoreUnavailableError as error:
-            return str(error)
+            log.warning("%s", error)
+            return "the database cannot be used at the moment; the log says more"
+        except BlobsUnavailableError as error:
+            log.warning("files cannot be kept: %s", error)
+            return "the file store cannot be used at the moment; the log says more"
         except OSError as error:
-            return f"files cannot be kept: {error.strerror or error}"
+            log.warning("files cannot be kept: %s", error)
+            return f"files cannot be kept: {error.strerror or 'the log says more'}"
         free = free_bytes(settings.data)
         if free < settings.min_free_bytes:
             return f"the disk has {free} bytes left; at least {settings.min_free_bytes} are kept"

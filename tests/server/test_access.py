@@ -24,6 +24,15 @@ def test_another_page_may_not_drive_the_server(server, headers):
         assert "access-control-allow-origin" not in answer.headers
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_another_page_may_not_drive_the_server_by_the_path_of_a_file_with_a_target(server, method):
+    for url in ("https://fal.ai/health", f"https://queue.fal.run/{APP}/requests/x/status"):
+        headers = {"origin": "https://evil.example", "x-fal-target-url": url}
+        answer = server.http.request(method, "/files/x", headers=headers)
+        assert answer.status_code == 403
+        assert "access-control-allow-origin" not in answer.headers
+
+
 @pytest.mark.parametrize(
     "origin", ["http://localhost:3000", "http://127.0.0.1:5173", "http://[::1]:1", "http://app.localhost"]
 )

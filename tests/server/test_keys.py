@@ -7,6 +7,8 @@ import os
 import socket
 import sqlite3
 import stat
+from types import SimpleNamespace
+from typing import cast, get_args
 
 import fal_client
 import httpx2
@@ -15,8 +17,10 @@ import pytest
 
 from server import keys as keys_module
 from server.__main__ import main
+from server.access import Access, UnauthorizedError
 from server.database import open_database
 from server.keys import Keys, sender_of
+from server.roles import Caller, Role, Target
 from server.shared import shared_secret
 from server.store import Store
 
@@ -153,6 +157,31 @@ def test_with_a_key_every_call_needs_one(two, image):
     assert it.http.post(f"/{ENDPOINT}?fal_jwt_token={mine}", json=given).status_code == 401
 
 
+@pytest.mark.parametrize(
+    "path", [f"/queue/{ENDPOINT}", f"/run/{ENDPOINT}", "/rest/storage/auth/token", "/rest/tokens"]
+)
+def test_the_name_of_the_site_opens_no_route_that_needs_a_key(two, image, path):
+    it, mine, _ = two
+    given = {"prompt": "a", "image_url": image, "allowed_apps": [ENDPOINT]}
+    for address, headers in (
+        (path, {"host": "fal.ai"}),
+        ("/api/fal/proxy", {"x-fal-target-url": f"https://fal.ai{path}"}),
+    ):
+        for authorization in ({}, as_key(mine)):
+            assert it.http.post(address, json=given, headers=headers | authorization).status_code == 404
+
+
+@pytest.mark.parametrize("role", get_args(Role))
+def test_a_route_that_needs_a_key_needs_it_whatever_role_the_caller_named(role):
+    access = Access(cast("Keys", SimpleNamespace(any=True)), b"x" * 32, loopback=True)
+    caller = Caller(role, "http://x", "http://x", "/")
+    for path in (f"/queue/{ENDPOINT}", f"/run/{ENDPOINT}", "/rest/storage/auth/token"):
+        with pytest.raises(UnauthorizedError):
+            access.key(Target(caller, path), {}, "")
+    for path in ("/health", "health", "", "*", "/files/queue/x"):
+        assert access.key(Target(caller, path), {}, "") is None
+
+
 def test_health_and_files_need_no_key(two, image):
     it, mine, _ = two
     answer = it.http.post(f"/{ENDPOINT}", json={"prompt": "a", "image_url": image}, headers=as_key(mine))
@@ -246,6 +275,9 @@ def test_a_token_stands_for_its_key_for_a_short_time_and_gets_no_other(two, imag
     assert it.http.get(job["status_url"], params={"fal_jwt_token": text}).status_code in (200, 202)
     assert it.http.get(job["status_url"], headers=as_key(text, "Bearer")).status_code in (200, 202)
     assert token(it, text).status_code == 401
+    # a route is also found with a line feed behind its path
+    wish = {"allowed_apps": ["ltx-2.3-quality"]}
+    assert it.http.post("/rest/tokens%0A", json=wish, headers=as_key(text)).status_code == 401
 
 
 def test_a_token_that_is_old_changed_for_another_application_or_of_a_revoked_key_opens_nothing(two):

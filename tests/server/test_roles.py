@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.roles import HOSTS, NotFalError, resolve
+from server.roles import HOSTS, SITE, NotFalError, resolve
 from server.schema import APP, ENDPOINT
 
 RUN = f"/{ENDPOINT}"
@@ -65,6 +65,21 @@ def test_a_target_url_chooses_the_role_and_files_stay_where_the_server_is(name, 
     assert (found.path, found.query) == (inside, "logs=1")
     assert found.caller.base == f"https://{name}"
     assert found.caller.origin == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    "path", [f"/queue{RUN}", f"/run{RUN}", "/rest/storage/auth/token", "//health", "/cdn/files/upload"]
+)
+def test_the_site_has_no_route_of_another_role(path):
+    for found in (target(path, host="fal.ai"), target("/api/fal/proxy", target_url=f"https://fal.ai{path}")):
+        assert found.caller.role == "site"
+        assert found.path == f"/site{path}"
+
+
+def test_the_site_keeps_its_own_pages():
+    for path in (*(f"/{name}/x" for name in SITE), "/"):
+        found = target("/api/fal/proxy", target_url=f"https://fal.ai{path}")
+        assert (found.caller.role, found.path) == ("site", path)
 
 
 @pytest.mark.parametrize("host", ["localhost:1", "[::1]:8000", "box.lan", "queue.localhost:8000", "10.1.2.3", ""])

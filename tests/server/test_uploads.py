@@ -14,6 +14,7 @@ from PIL import Image
 from sqlalchemy import select, update
 
 from server.blobs import LocalBlobs
+from server.errors import FalError
 from server.settings import Settings
 from server.sweeper import sweep
 from server.tables import PARTS
@@ -410,6 +411,35 @@ async def test_a_completed_upload_leaves_no_parts(parts, tmp_path):
     file = await store.file(slot.file_id)
     assert (file.size, file.key_id, file.job_id) == (20, "me", None)
     assert 8 < file.expires - file.created <= 9
+
+
+async def test_parts_that_come_in_at_once_are_not_more_than_an_upload_may_be(store, tmp_path):
+    uploads = Uploads(Settings(data=tmp_path, max_upload_bytes=5000), store, LocalBlobs(tmp_path / "blobs"))
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    all_began = asyncio.Barrier(8)
+
+    async def late():
+        await all_began.wait()
+        yield bytes(2000)
+
+    ended = await asyncio.gather(*(uploads.put_part(slot, n, late()) for n in range(1, 9)), return_exceptions=True)
+    refused = [end for end in ended if not isinstance(end, str)]
+    assert [error.failure.status for error in refused] == [413] * 6
+    assert await store.read(lambda c: c.scalars(select(PARTS.c.size)).all()) == [2000, 2000]
+
+
+async def test_parts_that_are_too_much_together_are_not_completed(store, tmp_path):
+    blobs = LocalBlobs(tmp_path / "blobs")
+    wide, narrow = (
+        Uploads(Settings(data=tmp_path / str(most), max_upload_bytes=most), store, blobs) for most in (5000, 3999)
+    )
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    etags = [(n, await wide.put_part(slot, n, one(bytes(2000)))) for n in (1, 2)]
+    with pytest.raises(FalError) as raised:
+        await narrow.complete(slot, etags)
+    assert raised.value.failure.status == 413
+    assert await store.file(slot.file_id) is None
+    await wide.complete(slot, etags)
 
 
 async def test_an_upload_in_parts_is_completed_by_another_node_in_a_folder_and_in_a_bucket(store, blobs, tmp_path):
