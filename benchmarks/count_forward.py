@@ -10,11 +10,9 @@ tensor repeated by a stride of 0 once. Matrix products are listed apart from the
 
 import argparse
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -28,8 +26,8 @@ from torch.utils.flop_counter import flop_registry
 from pipeline import flops
 from pipeline.transformer import Context, Runs, geometry, modulation, velocity
 from weights import config
+from weights.release import published_config
 
-CONFIG: Final = Path(__file__).parent.parent / "tests" / "weights" / "layout" / "ltx-2.3-config.json"
 DTYPE: Final = torch.bfloat16
 FPS: Final = 24.0
 MATRIX_PRODUCTS: Final = frozenset({"addmm", "mm", "bmm"})
@@ -162,7 +160,7 @@ def _size(tensor: Tensor) -> int:
 
 def build(*, layers: int | None = None) -> Any:
     """The transformer of the published configuration, or of so many of its layers, on the meta device."""
-    published = json.loads(CONFIG.read_text())
+    published = published_config()
     if layers is not None:
         published["transformer"]["num_layers"] = layers
     with torch.device("meta"):

@@ -9,10 +9,8 @@ phase by phase, and what would have made the host wait.
 
 import argparse
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -35,9 +33,9 @@ from pipeline.trace import discard
 from pipeline.transformer import Context
 from pipeline.types import GenerationRequest, Size
 from weights import config, names
+from weights.release import published_config
 from weights.text_encoder import TextEncoder
 
-CONFIG: Final = Path(__file__).parent.parent / "tests" / "weights" / "layout" / "ltx-2.3-config.json"
 UPSAMPLER: Final = {
     "in_channels": 128,
     "mid_channels": 1024,
@@ -223,7 +221,7 @@ def _result(steps: Any) -> tuple[Tensor, Tensor]:
 
 
 def _bare(kind: names.Kind) -> nn.Module:
-    published = json.loads(CONFIG.read_text())
+    published = published_config()
     with DEVICE:
         return config.build(kind, UPSAMPLER if kind == "upsampler" else published, PROJECTIONS).eval()
 

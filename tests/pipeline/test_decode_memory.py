@@ -2,8 +2,6 @@
 
 import functools
 import itertools
-import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +11,13 @@ from pipeline import decode
 from pipeline.decoding import Decoding, Tiles
 from pipeline.types import Size
 from weights import config
-
-CONFIG = Path(__file__).parent.parent / "weights" / "layout" / "ltx-2.3-config.json"
+from weights.release import published_config
 
 
 @pytest.fixture(scope="module")
 def vae():
     with torch.device("meta"):
-        built = config.build("vae", json.loads(CONFIG.read_text()), {})
+        built = config.build("vae", published_config(), {})
     for parameter in built.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     return built

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from weights import config, names
+from weights.release import published_config
 
 LAYOUT = Path(__file__).parent / "layout"
 UPSAMPLER = {
@@ -27,7 +28,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def published():
-    return json.loads((LAYOUT / "ltx-2.3-config.json").read_text())
+    return published_config()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ number of scales.
 
 import json
 from math import prod
-from pathlib import Path
 
 import pytest
 from accelerate import init_empty_weights
@@ -19,9 +18,9 @@ from weights.checkpoint import Checkpoint, layout
 from weights.header import Header, layout_md5
 from weights.manifest import Manifest
 from weights.names import KINDS
+from weights.release import published_config
 from weights.text_encoder import TextEncoderFiles
 
-CONFIG = Path(__file__).parent / "layout" / "ltx-2.3-config.json"
 SIZES = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
 NOTHING = Manifest(())
 
@@ -51,7 +50,9 @@ def types(shapes):
 
 
 def test_the_single_file_is_known_by_its_header(tmp_path, shapes):
-    path = write(tmp_path / "dev.safetensors", types(shapes), config=CONFIG.read_text(), model_version="2.3.0")
+    path = write(
+        tmp_path / "dev.safetensors", types(shapes), config=json.dumps(published_config()), model_version="2.3.0"
+    )
     assert sum(stored.nbytes for stored in Header.read(path).tensors.values()) == 46_148_472_534
     report = inspect(path, manifest=NOTHING)
     assert report.what == "LTX-2.3, single file, no fp8"
@@ -73,7 +74,7 @@ def test_the_fp8_files_are_known_by_their_scales_whichever_blocks_have_them(
         if block.isdigit() and int(block) in blocks and name.endswith(".weight") and len(shape) == 2:
             stored[name] = ("F8_E4M3", shape)
             stored |= {name.replace(".weight", end): ("F32", ()) for end in fp8.SCALES}
-    path = write(tmp_path / "fp8.safetensors", stored, config=CONFIG.read_text(), model_version="2.3.0")
+    path = write(tmp_path / "fp8.safetensors", stored, config=json.dumps(published_config()), model_version="2.3.0")
     opened = Checkpoint.open(path)
     assert len(opened.tensors) == tensors
     scaled = fp8.scaled(opened.tensors)

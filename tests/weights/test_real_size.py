@@ -6,17 +6,15 @@ diffsynth/core/loader/file.py; for the bytes, the size of the published file les
 """
 
 import hashlib
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from weights import config, names
+from weights.release import published_config
 
-CONFIG = Path(__file__).parent / "layout" / "ltx-2.3-config.json"
 UPSAMPLER = {
     "in_channels": 128,
     "mid_channels": 1024,
@@ -44,7 +42,7 @@ SINGLE_FILE = [kind for kind in names.KINDS if kind != "upsampler"]
 @pytest.fixture(scope="module")
 def shapes():
     """Shape of every tensor, under its published name, by component."""
-    published = json.loads(CONFIG.read_text())
+    published = published_config()
 
     def of(kind):
         with torch.device("meta"):
