@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from pipeline import decode
-from pipeline.generate import Pipeline, generate, load
+from pipeline.generate import generate
+from pipeline.loading import Pipeline, load
 from pipeline.plan import make_plan
 from pipeline.recipe import load as load_recipe
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, GenerationRequest, Size

@@ -56,12 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     connection = socket.socket(fileno=args.fd)
     try:
         # why: torch takes seconds to import, and the signals and the parent's death must be handled before that
-        from pipeline import generate, recipe, safety
+        from pipeline import generate, loading, recipe, safety
         from pipeline.plan import make_plan
 
         chosen = recipe.load(args.recipe, semantics=args.semantics)
         pipeline = replace(
-            generate.load(
+            loading.load(
                 chosen,
                 models=args.models,
                 device=args.device,

@@ -138,7 +138,7 @@ def _image_bytes(image_url: str, settings: Settings) -> bytes:
 def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Settings, recipe: Recipe) -> Generated:
     """The clip, with a bar per stage on stderr while it is made."""
     # torch takes seconds to import; a mistyped flag is told before that
-    from pipeline import generate, safety, trace
+    from pipeline import generate, loading, safety, trace
 
     if args.lora and args.lora_strength is None and not any(stage.lora_strength for stage in recipe.stages):
         raise RecipeError(f"--lora takes --lora-strength here: recipe {recipe.name!r} has no strength for a LoRA")
@@ -156,7 +156,7 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         recipe = replace(recipe, stages=stages)
     make_plan(request, recipe)  # a request that cannot be planned is told before the model is loaded
     pipeline = replace(
-        generate.load(
+        loading.load(
             recipe,
             models=settings.models,
             device=settings.device,

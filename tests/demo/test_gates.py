@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import demo_gates as gates
-from pipeline import generate, prompt, recipe, text
+from pipeline import loading, prompt, recipe, text
 from pipeline.types import Size
 from weights.demo import build, motion, train, train_connectors
 
@@ -25,7 +25,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def pipeline(models):
-    return generate.load(recipe.load("demo"), models=models, device="cpu")
+    return loading.load(recipe.load("demo"), models=models, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from pipeline import generate, plan, trace
+from pipeline import generate, loading, plan, trace
 from pipeline.recipe import Defaults, Recipe, StageRecipe, StreamGuidance
 from pipeline.types import GenerationRequest, Size
 from weights.names import to_diffusers
@@ -161,7 +161,7 @@ def run(case: Generation, *, models: Path, output: Path, dtype: str, fused: Iter
 
     Raises: UnknownParamError if the transformer was not called as often as the reference did.
     """
-    pipeline = generate.load(case.recipe, models=models, device="cpu", dtype=dtype)
+    pipeline = loading.load(case.recipe, models=models, device="cpu", dtype=dtype)
     made = plan.make_plan(case.request, case.recipe)
     kept = trace.Trace()
     clip = generate.generate(pipeline, case.request, made, output=output, record=kept)

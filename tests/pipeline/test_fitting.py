@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import fitting, generate, memory, recipe
+from pipeline import fitting, generate, loading, memory, recipe
 from pipeline.errors import OperatorError, OutOfMemoryError
 from pipeline.plan import make_plan
 from pipeline.trace import Trace
@@ -36,7 +36,7 @@ REQUEST = GenerationRequest(
 
 
 def latents(tiny, folder, **options):
-    pipeline = generate.load(TINY, models=tiny, device="cpu", **options)
+    pipeline = loading.load(TINY, models=tiny, device="cpu", **options)
     trace = Trace()
     for _ in generate.generate(pipeline, REQUEST, make_plan(REQUEST, TINY), output=folder / "out.mp4", record=trace):
         pass
@@ -62,18 +62,18 @@ def test_fp8_changes_numbers_a_little(tiny, tmp_path):
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
     sizes = {need.residency.name: need.peak for need in _needs(tiny, device=0)}
     enough = sizes["resident"] + memory.RESERVE
-    assert generate.load(TINY, models=tiny, device="cpu", memory=enough).model.residency == "resident"
-    less = generate.load(TINY, models=tiny, device="cpu", memory=enough - 1).model.residency
+    assert loading.load(TINY, models=tiny, device="cpu", memory=enough).model.residency == "resident"
+    less = loading.load(TINY, models=tiny, device="cpu", memory=enough - 1).model.residency
     assert less != "resident"
     with pytest.raises(OperatorError, match=r"needs .* GB of memory, and the device has 0\.0 GB"):
-        generate.load(TINY, models=tiny, device="cpu", memory=10_000)
+        loading.load(TINY, models=tiny, device="cpu", memory=10_000)
 
 
 def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):
     large = replace(TINY, pixels=10**6)
     [whole] = [need for need in _needs(tiny, recipe=large) if need.residency.name == "resident"]
     assert whole.phases["decode"] == max(whole.phases.values())
-    pipeline = generate.load(large, models=tiny, device="cpu", memory=whole.peak + memory.RESERVE - 1)
+    pipeline = loading.load(large, models=tiny, device="cpu", memory=whole.peak + memory.RESERVE - 1)
     assert pipeline.model.residency == "resident"
     pipeline.room.check(fitting.ordinary(large))
 
@@ -92,7 +92,7 @@ def _needs(tiny, *, recipe=TINY, device=None):
 
 def test_the_bytes_told_from_the_headers_are_those_that_are_loaded(tiny):
     checkpoint = fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
-    pipeline = generate.load(TINY, models=tiny, device="cpu")
+    pipeline = loading.load(TINY, models=tiny, device="cpu")
     [need] = [need for need in _needs(tiny) if need.residency.name == "resident"]
     loaded = sum(p.nbytes for p in pipeline.transformers[0.0].parameters())
     assert need.weights["transformer"] == loaded
@@ -101,7 +101,7 @@ def test_the_bytes_told_from_the_headers_are_those_that_are_loaded(tiny):
 
 def test_a_clip_that_does_not_fit_is_refused_before_anything_is_computed(tiny, tmp_path):
     enough = max(need.peak for need in _needs(tiny)) + memory.RESERVE
-    pipeline = generate.load(TINY, models=tiny, device="cpu", memory=enough)
+    pipeline = loading.load(TINY, models=tiny, device="cpu", memory=enough)
     large = replace(REQUEST, size=Size(2048, 2048), num_frames=121)
     running = generate.generate(pipeline, large, make_plan(large, TINY), output=tmp_path / "out.mp4")
     with pytest.raises(OutOfMemoryError, match=r"2048x2048 at 121 frames needs .* residency 'resident'"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pipeline import generate, plan, recipe, safety, trace, word_list
+from pipeline import generate, loading, plan, recipe, safety, trace, word_list
 from pipeline.classifiers import Classifier
 from pipeline.decoding import Decoding, Tiles
 from pipeline.errors import ContentError, SafetyUnavailableError, WeightsError
@@ -21,7 +21,7 @@ TINY = replace(
 @pytest.fixture(scope="module")
 def pipeline(tiny):
     harmless = safety.Checker(word_list.shipped(), Classifier("blind", lambda _: 0.0), 0.5)
-    return replace(generate.load(TINY, models=tiny, device="cpu"), safety=safety.Safety(harmless))
+    return replace(loading.load(TINY, models=tiny, device="cpu"), safety=safety.Safety(harmless))
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_an_empty_prompt_and_a_very_long_one_both_make_a_clip(pipeline, request_
 
 
 def test_in_bfloat16_the_vocoder_alone_is_float32(tiny, request_, tmp_path):
-    half = generate.load(TINY, models=tiny, device="cpu", dtype="bfloat16")
+    half = loading.load(TINY, models=tiny, device="cpu", dtype="bfloat16")
     assert {p.dtype for p in half.vocoder.parameters()} == {torch.float32}
     assert {p.dtype for p in half.vae.decoder.parameters()} == {torch.bfloat16}
     made, _ = run(half, replace(request_, check_safety=False), tmp_path / "out.mp4")
@@ -211,7 +211,7 @@ def test_on_the_host_decoding_may_take_what_it_likes():
 
 def test_a_missing_file_is_named_with_the_command_that_makes_it(tmp_path):
     with pytest.raises(WeightsError, match=r"ltx-2\.3-tiny\.safetensors.*ltxd weights build-demo"):
-        generate.load(TINY, models=tmp_path, device="cpu")
+        loading.load(TINY, models=tmp_path, device="cpu")
 
 
 def watched(pipeline, score, *, threshold=0.5, forced=False):

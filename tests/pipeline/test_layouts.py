@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import generate, plan, recipe, trace
+from pipeline import generate, loading, plan, recipe, trace
 from pipeline.types import GenerationRequest, Size
 from weights import fp8
 from weights.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def made(models, tmp_path_factory):
         base = replace(recipe.load("demo"), **({"checkpoint": NAME, "text_encoder": "gemma"} | files))
         if base.lora:
             base = replace(base, stages=tuple(replace(stage, lora_strength=0.5) for stage in base.stages))
-        pipeline = generate.load(base, models=models, device="cpu", keep_fp8=keep_fp8)
+        pipeline = loading.load(base, models=models, device="cpu", keep_fp8=keep_fp8)
         request = GenerationRequest(
             prompt="a cat",
             image=models / "image.png",

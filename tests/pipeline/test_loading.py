@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline import generate
+from pipeline import loading
 from pipeline import recipe as recipes
 from pipeline.errors import WeightsError
 from weights import stamp
@@ -21,7 +21,7 @@ def recipe():
 
 def test_a_missing_file_is_answered_with_the_command_that_makes_it(tmp_path, recipe):
     with pytest.raises(WeightsError) as caught:
-        generate.load(recipe, models=tmp_path)
+        loading.load(recipe, models=tmp_path)
     assert str(caught.value) == (
         f"recipe 'demo': {tmp_path / NAME}: found no such file; expected a safetensors file. "
         "To mend it: ltxd weights build-demo"
@@ -33,11 +33,11 @@ def test_a_touched_file_is_answered_with_the_command_that_takes_its_sum(tiny, tm
     stamp.write(tmp_path / NAME, sha256="0" * 64)
     os.utime(tmp_path / NAME, ns=(1, 1))
     with pytest.raises(WeightsError) as caught:
-        generate.load(recipe, models=tmp_path)
+        loading.load(recipe, models=tmp_path)
     assert str(caught.value).endswith(f"To mend it: ltxd weights check --sha256 {tmp_path / NAME}")
     assert "build-demo" not in str(caught.value)
 
 
 def test_a_lora_in_the_place_of_the_checkpoint_ends_the_start(tiny, recipe):
     with pytest.raises(WeightsError, match=r"distilled-lora\.safetensors: found metadata without `config`"):
-        generate.load(replace(recipe, checkpoint="ltx-2.3-tiny-distilled-lora.safetensors"), models=tiny)
+        loading.load(replace(recipe, checkpoint="ltx-2.3-tiny-distilled-lora.safetensors"), models=tiny)

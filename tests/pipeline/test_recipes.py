@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import generate, plan, recipe
+from pipeline import generate, loading, plan, recipe
 from pipeline.types import GenerationRequest, Size
 from weights.manifest import load_manifest
 
@@ -81,7 +81,7 @@ def test_the_transformer_is_called_as_often_as_planned(name, scale, tiny, tmp_pa
         lora=chosen.lora and "ltx-2.3-tiny-distilled-lora.safetensors",
         upsampler=chosen.upsampler and "ltx-2.3-tiny-spatial-upscaler-x2.safetensors",
     )
-    pipeline = generate.load(chosen, models=tiny, device="cpu")
+    pipeline = loading.load(chosen, models=tiny, device="cpu")
     rows = []
     for transformer in pipeline.transformers.values():
         transformer.proj_in.register_forward_hook(lambda _module, _args, out: rows.append(len(out)))

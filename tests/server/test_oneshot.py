@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from pipeline import generate
+from pipeline import loading
 from pipeline.errors import OperatorError
 from server.__main__ import main
 
@@ -26,7 +26,7 @@ def test_the_settings_say_how_the_model_is_loaded(tmp_path, monkeypatch):
         asked.update(options)
         raise OperatorError("seen enough")
 
-    monkeypatch.setattr(generate, "load", load)
+    monkeypatch.setattr(loading, "load", load)
     monkeypatch.setenv("LTX_RESIDENCY", "stream")
     monkeypatch.setenv("LTX_PASSES_PER_CALL", "1")
     argv = ["generate", "--prompt", "a cat", "--image-url", str(image), "--data", str(tmp_path)]

@@ -1,0 +1,197 @@
+"""A recipe and its models, from the files to the devices they work on."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from pipeline import fitting, selftest, text
+from pipeline.errors import OperatorError, WeightsError
+from pipeline.memory import Residency, needs
+from pipeline.recipe import Recipe
+from pipeline.residency import Visitor, stream_blocks, to_fp8
+from pipeline.safety import Safety
+from pipeline.transformer import Context
+from pipeline.types import DEFAULT_NEGATIVE_PROMPT, LoadedModel
+from weights.checkpoint import Checkpoint, load_component
+from weights.errors import WeightsFileError
+from weights.lora import fuse_lora
+from weights.pairs import check_files
+from weights.text_encoder import TextEncoder, TextEncoderFiles, load_text_encoder
+
+log = logging.getLogger(__name__)
+
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A recipe and its models, loaded."""
+
+    recipe: Recipe
+    model: LoadedModel
+    text_encoder: TextEncoder
+    connectors: nn.Module
+    transformers: Mapping[float, nn.Module]
+    """By the strength of the LoRA fused into them."""
+    vae: nn.Module
+    audio_vae: nn.Module
+    vocoder: nn.Module
+    contexts: text.Contexts
+    text_encoder_here: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+    """Keeps the text encoder on the device while it is used."""
+    passes_per_call: int = 0
+    """Passes that go through a transformer at once; 0: all."""
+    room: fitting.Room | None = None
+    """None where memory has no bound that is known."""
+    upsampler: nn.Module | None = None
+    safety: Safety = Safety()  # noqa: RUF009 frozen
+
+
+def load(
+    recipe: Recipe,
+    *,
+    models: Path,
+    device: str = "auto",
+    dtype: str = "auto",
+    residency: str = "auto",
+    keep_fp8: bool = True,
+    passes_per_call: int = 0,
+    memory: int | None = None,
+) -> Pipeline:
+    """Loads what `recipe` names from the folder `models`.
+
+    `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU. Weights that
+    the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without. `residency`
+    "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU there is no bound.
+    `passes_per_call` 0 sends all passes through the transformer at once.
+    Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
+    """
+    began = time.monotonic()
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
+    if place.type == "cuda" and (broken := selftest.failures(place, kind)):
+        raise OperatorError(f"{place} or its driver computes wrongly: {'; '.join(broken)}. See ltxd selftest")
+    if memory is None and place.type == "cuda":
+        memory = torch.cuda.get_device_properties(place).total_memory
+    try:
+        check_files(
+            checkpoint=models / recipe.checkpoint,
+            text_encoder=models / recipe.text_encoder,
+            lora=models / recipe.lora if recipe.lora else None,
+            upsampler=models / recipe.upsampler if recipe.upsampler else None,
+        )
+        checkpoint = Checkpoint.open(models / recipe.checkpoint)
+        upsampler = Checkpoint.open(models / recipe.upsampler) if recipe.upsampler else None
+        strengths = sorted({stage.lora_strength for stage in recipe.stages})
+        taken = fitting.weights_of(
+            checkpoint,
+            TextEncoderFiles.open(models / recipe.text_encoder),
+            upsampler=upsampler,
+            transformers=len(strengths),
+            itemsize=kind.itemsize,
+            keep_fp8=keep_fp8,
+        )
+        size = fitting.size_of(checkpoint)
+        needed = needs(fitting.ordinary(recipe), taken, memory=memory, passes_per_call=passes_per_call, size=size)
+        home = fitting.choose(residency, needed, room=memory)
+        transformers = {
+            strength: _transformer(
+                checkpoint,
+                models / recipe.lora,
+                strength=strength,
+                dtype=kind,
+                keep_fp8=keep_fp8,
+                place=place,
+                home=home,
+            )
+            for strength in strengths
+        }
+        text_encoder, here = _text_encoder(models / recipe.text_encoder, dtype=kind, place=place, home=home)
+        parts: dict[str, Any] = {
+            "transformers": transformers,
+            "connectors": load_component(checkpoint, "connectors", dtype=kind, device=place),
+            "vae": load_component(checkpoint, "vae", dtype=kind, device=place),
+            "audio_vae": load_component(checkpoint, "audio_vae", dtype=kind, device=place),
+            "vocoder": load_component(checkpoint, "vocoder", dtype=torch.float32, device=place),
+            "text_encoder": text_encoder,
+            "text_encoder_here": here,
+        }
+        if upsampler is not None:
+            parts["upsampler"] = load_component(upsampler, "upsampler", dtype=kind, device=place)
+    except WeightsFileError as error:
+        fix = "" if error.fix else f". To mend it: {recipe.setup}"
+        raise WeightsError(f"recipe {recipe.name!r}: {error}{fix}") from error
+    if memory is not None:
+        parts["room"] = fitting.Room(
+            memory=memory, weights=taken, residency=home, size=size, passes_per_call=passes_per_call
+        )
+
+    def encode(prompt: str) -> Context:
+        with here():
+            return text.encode(prompt, text_encoder=text_encoder, connectors=parts["connectors"])
+
+    contexts = text.Contexts(encode)
+    contexts.keep(DEFAULT_NEGATIVE_PROMPT)
+    name = "demo weights" if checkpoint.is_demo else f"LTX-{checkpoint.model_version}"
+    seconds = time.monotonic() - began
+    log.info("recipe %s: %s from %s on %s in %.1f s", recipe.name, name, checkpoint.path.name, place, seconds)
+    return Pipeline(
+        recipe=recipe,
+        model=LoadedModel(
+            recipe=recipe.name,
+            weights=name,
+            demo=checkpoint.is_demo,
+            device=str(place),
+            seconds=seconds,
+            residency=home.name,
+        ),
+        contexts=contexts,
+        passes_per_call=passes_per_call,
+        **parts,
+    )
+
+
+def _transformer(
+    checkpoint: Checkpoint,
+    lora: Path,
+    *,
+    strength: float,
+    dtype: torch.dtype,
+    keep_fp8: bool,
+    place: torch.device,
+    home: Residency,
+) -> nn.Module:
+    """A transformer with its LoRA, where and how `home` has it."""
+    # what is going to be smaller on the device may not fit it as it is
+    first = torch.device("cpu") if home.blocks_wait or home.transformer_fp8 else place
+    transformer = load_component(checkpoint, "transformer", dtype=dtype, device=first, keep_fp8=keep_fp8)
+    if strength:
+        fuse_lora(transformer, lora, strength=strength)
+    if home.transformer_fp8:
+        to_fp8(transformer, "transformer_blocks")
+    if home.blocks_wait:
+        stream_blocks(transformer, device=place)
+        return transformer
+    return transformer.to(place)
+
+
+def _text_encoder(
+    path: Path, *, dtype: torch.dtype, place: torch.device, home: Residency
+) -> tuple[TextEncoder, Callable[[], AbstractContextManager[None]]]:
+    """The text encoder, and what keeps it on the device while it is used."""
+    first = torch.device("cpu") if home.text_waits or home.text_fp8 else place
+    encoder = load_text_encoder(path, dtype=dtype, device=first)
+    if home.text_waits:
+        return encoder, Visitor(encoder.language_model, encoder.model, device=place).here
+    if home.text_fp8:
+        to_fp8(encoder.model, "model.language_model.layers")
+    encoder.model.to(place)
+    return encoder, contextlib.nullcontext
