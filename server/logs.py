@@ -32,7 +32,7 @@ def set_up_logs(form: LogFormat) -> None:
     shown: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
         if people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

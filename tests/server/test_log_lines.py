@@ -1,5 +1,6 @@
 import json
 import logging
+from fractions import Fraction
 
 import pytest
 from structlog.contextvars import bound_contextvars
@@ -20,10 +21,12 @@ def written(capsys):
 def test_a_line_is_one_object_with_the_request_and_the_attempt(written):
     logs.set_up_logs("auto")
     with bound_contextvars(request_id="r1", attempt=2):
-        logging.getLogger("ltxd.attempt").info("generating %s", "a clip", extra={"plan": {"num_frames": 9}})
+        logging.getLogger("ltxd.attempt").info(
+            "generating %s", "a clip", extra={"plan": {"num_frames": 9, "fps": Fraction(24000, 1001)}}
+        )
     line = json.loads(written())
     assert line["event"] == "generating a clip"
-    assert (line["request_id"], line["attempt"], line["plan"]) == ("r1", 2, {"num_frames": 9})
+    assert (line["request_id"], line["attempt"], line["plan"]) == ("r1", 2, {"num_frames": 9, "fps": "24000/1001"})
     assert (line["level"], line["logger"]) == ("info", "ltxd.attempt")
     assert line["timestamp"].endswith("Z")
 

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from weights.demo.train_transformer import _keep, _resume
+from weights.demo.resuming import keep, resume
 
 
 def test_a_training_goes_on_from_what_it_kept(tmp_path):
@@ -11,10 +11,10 @@ def test_a_training_goes_on_from_what_it_kept(tmp_path):
         model(torch.randn(2, 3)).sum().backward()
         optimizer.step()
     averaged = {name: torch.randn_like(value) for name, value in model.state_dict().items()}
-    _keep(tmp_path / "kept.safetensors", model, optimizer, rng, averaged=averaged, step=7)
+    keep(tmp_path / "kept.safetensors", model, optimizer, rng, averaged=averaged, step=7)
     again, other = nn.Linear(3, 3), torch.Generator()
     resumed = torch.optim.AdamW(again.parameters())
-    found, step = _resume(tmp_path / "kept.safetensors", again, resumed, other)
+    found, step = resume(tmp_path / "kept.safetensors", again, resumed, other)
     assert step == 7
     assert all(torch.equal(found[name], averaged[name]) for name in averaged)
     assert torch.equal(other.get_state(), rng.get_state())
