@@ -1,6 +1,7 @@
 """Blobs in an S3 bucket, for nodes that share no disk. What is read is kept on this machine for a while."""
 
 import asyncio
+import contextlib
 import os
 import secrets
 from collections.abc import Awaitable
@@ -101,7 +102,13 @@ async def _spoken(asked: Awaitable[T]) -> T:
 
 def _make_room(cache: Path, size: int) -> None:
     """Removes the copies that were made first until `size` more bytes fit."""
-    known = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in cache.iterdir())
+    known = []
+    for path in cache.iterdir():
+        # why: another fetch may have renamed its part or made room meanwhile
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            known.append((stat.st_mtime, stat.st_size, path))
+    known.sort()
     used = sum(kept for _, kept, _ in known)
     for _, kept, path in known:
         if used + size <= CACHE_BYTES:

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from server.blobs import BlobsUnavailableError, digest
-from server.bucket import BucketBlobs
+from server.bucket import CACHE_BYTES, BucketBlobs, _make_room
 
 
 async def test_a_blob_is_read_back_and_gone_once_deleted(blobs, tmp_path):
@@ -56,6 +56,13 @@ async def test_the_cache_of_a_bucket_forgets_what_was_fetched_first(bucket, tmp_
         await blobs.local(name * 32)
     assert sorted(path.name[0] for path in (tmp_path / "cache").iterdir()) == ["b", "c"]
     assert await blobs.read("a" * 32) == b"a" * 10
+
+
+def test_a_copy_that_another_fetch_took_away_meanwhile_is_passed_over(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "kept").write_bytes(b"old")
+    _make_room(tmp_path, CACHE_BYTES)
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
 
 
 async def test_a_large_blob_is_put_in_parts_and_read_back_whole(bucket, tmp_path, monkeypatch):

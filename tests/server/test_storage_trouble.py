@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from server.database import StoreUnavailableError
+from server.database import StoreUnavailableError, open_database
 from server.store import Store
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -72,10 +72,9 @@ def test_a_disk_that_fills_up_at_any_write_of_a_job_fails_in_words_and_heals(lau
     connection.close()
 
 
-async def test_a_database_that_became_read_only_is_told_so_and_heals(database):
+async def test_a_sqlite_that_became_read_only_is_told_so_and_heals(tmp_path):
+    database = open_database(tmp_path)
     store = Store(database)
-    if database.shared:
-        pytest.skip("the same with Postgres is tested with a server")
 
     def set_read_only(value: int) -> None:
         connection = database._writer._engine.raw_connection()
@@ -89,6 +88,7 @@ async def test_a_database_that_became_read_only_is_told_so_and_heals(database):
     set_read_only(0)
     await store.check()
     assert await store.submit("a", b"{}", max_waiting=9) == "accepted"
+    await database.close()
 
 
 @pytest.mark.full
