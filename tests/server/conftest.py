@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import itertools
+import logging
 import os
 import selectors
 import shutil
@@ -134,6 +135,16 @@ def running(
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(stop.set)
         thread.join(START_SECONDS)
+
+
+@pytest.fixture(autouse=True)
+def log_put_back() -> Iterator[None]:
+    """Puts the root logger back: a command called in a test logs to the stderr of that test, which is closed then."""
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = before
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")
