@@ -1,3 +1,5 @@
+from importlib import resources
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,21 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_sound_device_passes(dtype):
     found = list(selftest.run(CPU, dtype))
-    assert len(found) == 6
+    assert [finding.component for finding in found] == list(selftest.FORWARDS)
     assert all(finding.passed for finding in found)
+
+
+def test_the_stored_numbers_are_those_that_the_command_writes():
+    stored, written = (
+        {line.split(":")[0]: [float(value) for value in line.split("[")[1].rstrip("],").split(",")] for line in lines}
+        for lines in (
+            text.splitlines()[1:-1]
+            for text in ((resources.files("pipeline") / "selftest.json").read_text(), selftest.document())
+        )
+    )
+    assert list(written) == list(stored)
+    for name, values in written.items():
+        assert values == pytest.approx(stored[name], abs=1e-4), name
 
 
 class Seen(TorchFunctionMode):
@@ -40,9 +55,14 @@ def test_convolutions_take_what_they_are_given():
 @pytest.mark.parametrize("change", [lambda x: x * 1.2, lambda x: x.roll(1, 0)], ids=["scale", "order"])
 def test_a_product_in_eight_bits_is_taken_and_a_broken_one_found(monkeypatch, change):
     monkeypatch.setattr(fp8, "multiplies_in_fp8", lambda x, _: x.dtype is torch.bfloat16)
-    assert not selftest.failures(CPU, torch.float32)
+    assert not failing("product in fp8", dtype=torch.float32)
     with Broken(torch._scaled_mm, change):
-        assert [words.partition(" is ")[0] for words in selftest.failures(CPU, torch.float32)] == ["product in fp8"]
+        assert failing("product in fp8", dtype=torch.float32)
+
+
+def failing(*components, dtype=torch.bfloat16):
+    forwards = {name: selftest.FORWARDS[name] for name in components}
+    return {found.component for found in selftest.run(CPU, dtype, forwards=forwards) if not found.passed}
 
 
 class Broken(TorchFunctionMode):
@@ -58,18 +78,53 @@ class Broken(TorchFunctionMode):
 
 
 @pytest.mark.parametrize(
-    ("function", "change", "component"),
+    ("function", "change", "components"),
     [
-        (F.scaled_dot_product_attention, lambda x: x.roll(1, 1), "transformer"),
-        (F.conv3d, lambda x: x * 1.05, "vae decoder"),
-        (F.conv1d, lambda x: x * float("nan"), "audio vae and vocoder"),
+        (F.embedding, lambda x: x.roll(1, 1), {"text encoder"}),
+        (F.scaled_dot_product_attention, lambda x: x.roll(1, 1), {"text encoder", "connectors", "transformer"}),
+        (F.linear, lambda x: x * 1.1, {"text encoder", "connectors", "transformer"}),
+        (F.rms_norm, lambda x: x * 1.1, {"connectors", "transformer"}),
+        (F.conv3d, lambda x: x * 1.05, {"upsampler", "vae decoder", "vae encoder"}),
+        (F.conv2d, lambda x: x.roll(1, -1), {"text encoder", "upsampler", "audio vae and vocoder"}),
+        (F.group_norm, lambda x: -x, {"upsampler"}),
+        (F.conv1d, lambda x: x * float("nan"), {"audio vae and vocoder"}),
+        (F.conv_transpose1d, lambda x: x.roll(1, -1), {"audio vae and vocoder"}),
     ],
-    ids=["attention", "conv3d", "conv1d"],
+    ids=["embedding", "attention", "linear", "rms", "conv3d", "conv2d", "group", "conv1d", "transposed"],
 )
-def test_a_broken_kernel_is_found(function, change, component):
+def test_a_broken_kernel_is_found_in_every_component_that_uses_it(function, change, components):
     with Broken(function, change):
-        failed = selftest.failures(CPU, torch.float32)
-    assert any(words.startswith(f"{component} is ") for words in failed)
+        assert failing(*components) == components
+
+
+@pytest.mark.parametrize(
+    ("component", "tensor"),
+    [
+        ("text encoder", "model.language_model.layers.2.mlp.down_proj.weight"),
+        ("text encoder", "model.vision_tower.encoder.layers.0.mlp.fc1.weight"),
+        ("text encoder in fp8", "model.language_model.layers.0.self_attn.v_proj.weight"),
+        ("connectors", "audio_connector.transformer_blocks.1.attn1.to_v.weight"),
+        ("transformer", "transformer_blocks.3.ff.net.2.weight"),
+        ("transformer in fp8", "transformer_blocks.1.attn1.to_out.0.weight"),
+        ("upsampler", "post_upsample_res_blocks.0.conv1.weight"),
+        ("vae decoder", "decoder.up_blocks.0.resnets.0.conv1.conv.weight"),
+        ("vae encoder", "encoder.down_blocks.0.resnets.0.conv1.conv.weight"),
+        ("audio vae and vocoder", "bwe_generator.conv_in.weight"),
+    ],
+)
+def test_one_tensor_that_reaches_the_device_wrong_is_found(monkeypatch, component, tensor):
+    altered = []
+    fill = selftest._fill
+
+    def filled(module):
+        fill(module)
+        if (value := dict(module.named_parameters()).get(tensor)) is not None:
+            altered.append(tensor)
+            value.neg_()
+
+    monkeypatch.setattr(selftest, "_fill", filled)
+    assert failing(component) == {component}
+    assert altered == [tensor]
 
 
 @pytest.mark.gpu

@@ -71,7 +71,7 @@ def build_text_encoder(folder: Path) -> None:
     tokenizer = train_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     vocabulary = tokenizer.get_vocab()
-    for name, content in _configs(len(vocabulary)).items():
+    for name, content in configs(len(vocabulary)).items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n")
     tensors = {name: value.to(torch.bfloat16).contiguous() for name, value in _tensors(vocabulary).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -179,7 +179,8 @@ def _shapes() -> dict[str, tuple[int, ...]]:
     return out
 
 
-def _configs(vocabulary_size: int) -> dict[str, dict[str, Any]]:
+def configs(vocabulary_size: int) -> dict[str, dict[str, Any]]:
+    """The JSON files beside the weights, by name, for so many tokens."""
     pad, eos, bos = (SPECIAL.index(token) for token in ("<pad>", "<eos>", "<bos>"))
     end_of_turn = SPECIAL.index("<end_of_turn>")
     image_tokens = {
