@@ -29,11 +29,12 @@ class Room:
     residency: Residency
     size: TransformerSize
     passes_per_call: int
+    """At most; 0: all."""
 
-    def check(self, plan: Plan) -> None:
-        """Accepts a clip that the device can make with this residency.
+    def passes_at_once(self, plan: Plan) -> int:
+        """Passes that go through the transformer at once: as many as the device has room for beside this residency.
 
-        Raises: OutOfMemoryError before anything is computed.
+        Raises: OutOfMemoryError before anything is computed, if it has no room for one.
         """
         [need] = [
             need
@@ -48,6 +49,7 @@ class Room:
                 f"{self.residency.name!r}; the device has {_gb(self.memory)}. A smaller or shorter clip needs less: "
                 "see ltxd plan"
             )
+        return need.passes_per_call
 
 
 def weights_of(

@@ -41,8 +41,7 @@ def generate(
     Raises: GenerationError, CallerError.
     """
     seconds: dict[str, float] = {}
-    if pipeline.room is not None:
-        pipeline.room.check(plan)
+    at_once = pipeline.passes_per_call if pipeline.room is None else pipeline.room.passes_at_once(plan)
     yield from (Progress("plan", 1, 1, message=note) for note in plan.notes)
     if pipeline.model.demo:
         yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
@@ -84,6 +83,7 @@ def generate(
             negative=negative_context,
             record=record,
             seconds=seconds,
+            passes_per_call=at_once,
         )
 
         began = time.monotonic()
@@ -123,6 +123,7 @@ def _stages(
     negative: Context | None,
     record: Record,
     seconds: dict[str, float],
+    passes_per_call: int,
 ) -> Generator[Progress, None, tuple[Tensor, Tensor]]:
     """Latents of picture and sound, from every stage in turn."""
     rng = torch.Generator("cpu").manual_seed(request.seed)
@@ -152,7 +153,7 @@ def _stages(
                 conditions=conditions,
                 rng=rng,
                 record=named,
-                passes_per_call=pipeline.passes_per_call,
+                passes_per_call=passes_per_call,
             )
         )
         seconds["denoise"] = seconds.get("denoise", 0) + time.monotonic() - began

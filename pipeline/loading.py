@@ -48,7 +48,7 @@ class Pipeline:
     text_encoder_here: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
     """Keeps the text encoder on the device while it is used."""
     passes_per_call: int = 0
-    """Passes that go through a transformer at once; 0: all."""
+    """Passes that go through a transformer at once, at most; 0: all. Fewer where `room` has none for more."""
     room: fitting.Room | None = None
     """None where memory has no bound that is known."""
     upsampler: nn.Module | None = None
@@ -71,7 +71,7 @@ def load(
     `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU. Weights that
     the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without. `residency`
     "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU there is no bound.
-    `passes_per_call` 0 sends all passes through the transformer at once.
+    Of the passes, as many as fit `memory` go through the transformer at once, at most `passes_per_call` if not 0.
     Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
     """
     began = time.monotonic()

@@ -109,7 +109,7 @@ def on_device(weights: Weights, residency: Residency) -> dict[str, int]:
 
 
 def activations(
-    plan: Plan, *, passes_per_call: int = 0, residency: Residency = RESIDENCIES[0], size: TransformerSize = PUBLISHED
+    plan: Plan, *, passes_per_call: int, residency: Residency, size: TransformerSize = PUBLISHED
 ) -> dict[str, int]:
     """Most bytes of tensors that live at once beside the weights, by phase of the request."""
     stages = plan.stages
@@ -120,16 +120,7 @@ def activations(
     return {
         "text": _text(size.context_tokens),
         "image_encode": 182 * pixels + context + (latents if len(stages) > 1 else 0),
-        "denoise": max(
-            _denoise(
-                plan.latent_frames * stage.height * stage.width,
-                min(passes_per_call or len(stage.passes), len(stage.passes)),
-                all_passes=len(stage.passes),
-                residency=residency,
-                size=size,
-            )
-            for stage in stages
-        ),
+        "denoise": _denoise(plan, passes_per_call, residency=residency, size=size),
         **({"upsample": 8_384 * plan.latent_frames * cells + context} if len(stages) > 1 else {}),
         "sound": 1_731_000 * plan.audio_tokens + latents,
         "decode": plan.decoding.peak(plan.size, value_bytes=BFLOAT16),
@@ -145,7 +136,21 @@ def _text(tokens: int) -> int:
     return int(2.9 * tokens * _LAYERS_OF_GEMMA * _WIDTH_OF_GEMMA * BFLOAT16) + 50_000_000
 
 
-def _denoise(tokens: int, rows: int, *, all_passes: int, residency: Residency, size: TransformerSize) -> int:
+def _denoise(plan: Plan, passes_per_call: int, *, residency: Residency, size: TransformerSize) -> int:
+    """Of the stage that takes most."""
+    return max(
+        _denoise_stage(
+            plan.latent_frames * stage.height * stage.width,
+            min(passes_per_call, len(stage.passes)),
+            all_passes=len(stage.passes),
+            residency=residency,
+            size=size,
+        )
+        for stage in plan.stages
+    )
+
+
+def _denoise_stage(tokens: int, rows: int, *, all_passes: int, residency: Residency, size: TransformerSize) -> int:
     """Seven times the video's tokens at the model's width in each pass of a call: the MLP, or attention with RoPE."""
     context = size.context_tokens * (size.video + size.audio) * BFLOAT16
     rope = tokens * (size.video + size.audio) * BFLOAT16
@@ -166,6 +171,8 @@ class Need:
     weights: Mapping[str, int]
     phases: Mapping[str, int]
     """Activations, and what visits the device for the phase."""
+    passes_per_call: int
+    """Passes that go through the transformer at once."""
 
     @property
     def peak(self) -> int:
@@ -185,18 +192,30 @@ def needs(
     passes_per_call: int = 0,
     size: TransformerSize = PUBLISHED,
 ) -> Iterator[Need]:
-    """What each residency takes, from most to least memory, decoding in what it leaves of `memory`.
+    """What each residency takes, from most to least memory, with what it leaves of `memory` made use of.
 
+    In that it decodes, and sends as many passes through the transformer at once as have room, but no more than
+    `passes_per_call`, of which 0 is all.
     Units: `memory` bytes of the device, None standing for no bound.
     """
+    most = max(len(stage.passes) for stage in plan.stages)
+    at_most = min(passes_per_call or most, most)
     for residency in RESIDENCIES:
         held = on_device(weights, residency)
         left = None if memory is None else memory - sum(held.values()) - RESERVE
         decoded = replace(plan, decoding=fitting(plan.size, memory=left, value_bytes=BFLOAT16))
-        phases = activations(decoded, passes_per_call=passes_per_call, residency=residency, size=size)
+        at_once = next(
+            (
+                count
+                for count in range(at_most, 1, -1)
+                if left is None or _denoise(plan, count, residency=residency, size=size) <= left
+            ),
+            1,
+        )
+        phases = activations(decoded, passes_per_call=at_once, residency=residency, size=size)
         if residency.text_waits:
             phases["text"] += weights.text_encoder.streamed()
-        yield Need(residency, held, phases)
+        yield Need(residency, held, phases, at_once)
 
 
 def chosen(needed: Iterator[Need], *, memory: int) -> Need | None:

@@ -55,7 +55,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-inference-steps", type=int, help="Default: the recipe's.")
     parser.add_argument("--guidance-scale", type=float, help="Default: the recipe's.")
     parser.add_argument(
-        "--passes-per-call", type=int, default=0, help="Passes of guidance in one call of the transformer; 0: all."
+        "--passes-per-call",
+        type=int,
+        default=0,
+        help="Passes of guidance in one call of the transformer, at most; 0: as many as fit.",
     )
 
 
@@ -91,15 +94,17 @@ def report(plan: Plan, needed: tuple[Need, ...], *, room: int, taken: Need | Non
     yield ""
     parts = tuple(needed[0].weights)
     phases = tuple(needed[0].phases)
-    yield "| residency | " + " | ".join(parts) + " | " + " | ".join(f"+ {p}" for p in phases) + " | peak | fits |"
-    yield "|---" * (len(parts) + len(phases) + 3) + "|"
+    columns = ["residency", *parts, *(f"+ {phase}" for phase in phases), "peak", "passes a call", "fits"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     for need in needed:
         figures = [*need.weights.values(), *need.phases.values(), need.peak]
         mark = "taken" if need is taken else "yes" if need.fits(room) else "no"
-        yield f"| {need.residency.name} | " + " | ".join(f"{f / GB:.2f}" for f in figures) + f" | {mark} |"
+        cells = [need.residency.name, *(f"{f / GB:.2f}" for f in figures), str(need.passes_per_call), mark]
+        yield f"| {' | '.join(cells)} |"
     yield ""
     yield f"A phase comes on top of the weights; {memory.RESERVE / GB:g} GB are kept free beside the peak."
-    yield "Decoding takes smaller chunks, then tiles, where a residency leaves less."
+    yield "Decoding takes smaller chunks, then tiles, and fewer passes go into a call, where a residency leaves less."
     if taken is None:
         yield "Nothing fits: ask for a smaller or shorter clip, or a larger device."
         return

@@ -100,7 +100,10 @@ class Settings(BaseSettings):
         "auto", description="What of the model stays on the device; auto is the first that fits."
     )
     passes_per_call: int = Field(
-        0, ge=0, description="Passes of guidance that go through the transformer at once; 0: all."
+        0,
+        ge=0,
+        description="Passes of guidance that go through the transformer at once, at most; 0: as many as the device "
+        "has room for, clip by clip.",
     )
     dequantise: bool = Field(
         False, description="Whether weights that a file has in fp8 are turned into the working dtype at loading."

@@ -5,6 +5,7 @@ import torch
 
 from pipeline import fitting, generate, loading, memory, recipe
 from pipeline.errors import OperatorError, OutOfMemoryError
+from pipeline.flops import PUBLISHED
 from pipeline.plan import make_plan
 from pipeline.trace import Trace
 from pipeline.types import GenerationRequest, Size
@@ -37,10 +38,14 @@ REQUEST = GenerationRequest(
 
 def latents(tiny, folder, **options):
     pipeline = loading.load(TINY, models=tiny, device="cpu", **options)
+    return pipeline, made(pipeline, REQUEST, make_plan(REQUEST, TINY), folder)
+
+
+def made(pipeline, request, plan, folder):
     trace = Trace()
-    for _ in generate.generate(pipeline, REQUEST, make_plan(REQUEST, TINY), output=folder / "out.mp4", record=trace):
+    for _ in generate.generate(pipeline, request, plan, output=folder / "out.mp4", record=trace):
         pass
-    return pipeline, trace.tensors["video_latent"]
+    return trace.tensors["video_latent"]
 
 
 @pytest.mark.parametrize("residency", ["evict-text", "stream"])
@@ -75,34 +80,83 @@ def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):
     assert whole.phases["decode"] == max(whole.phases.values())
     pipeline = loading.load(large, models=tiny, device="cpu", memory=whole.peak + memory.RESERVE - 1)
     assert pipeline.model.residency == "resident"
-    pipeline.room.check(fitting.ordinary(large))
+    pipeline.room.passes_at_once(fitting.ordinary(large))
 
 
-def _needs(tiny, *, recipe=TINY, device=None):
-    checkpoint = fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
-    weights = fitting.weights_of(
-        checkpoint,
+def _needs(tiny, *, recipe=TINY, device=None, plan=None, passes_per_call=0):
+    return list(
+        memory.needs(
+            plan or fitting.ordinary(recipe),
+            _weights(tiny),
+            memory=device,
+            passes_per_call=passes_per_call,
+            size=fitting.size_of(fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")),
+        )
+    )
+
+
+def _weights(tiny):
+    return fitting.weights_of(
+        fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors"),
         fitting.TextEncoderFiles.open(tiny / "gemma"),
         upsampler=None,
         transformers=1,
         itemsize=4,
     )
-    return list(memory.needs(fitting.ordinary(recipe), weights, memory=device, size=fitting.size_of(checkpoint)))
 
 
-def test_the_bytes_told_from_the_headers_are_those_that_are_loaded(tiny):
-    checkpoint = fitting.Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
-    pipeline = loading.load(TINY, models=tiny, device="cpu")
-    [need] = [need for need in _needs(tiny) if need.residency.name == "resident"]
-    loaded = sum(p.nbytes for p in pipeline.transformers[0.0].parameters())
-    assert need.weights["transformer"] == loaded
-    assert fitting.size_of(checkpoint).layers == len(pipeline.transformers[0.0].transformer_blocks)
+FOUR_PASSES = replace(
+    TINY,
+    stages=(
+        replace(TINY.stages[0], video=recipe.StreamGuidance(stg=1.0, stg_blocks=(1,), modality=3.0, rescale=0.5)),
+    ),
+)
+FOUR = replace(REQUEST, size=Size(256, 256), num_frames=17, guidance_scale=3.0)
 
 
-def test_a_clip_that_does_not_fit_is_refused_before_anything_is_computed(tiny, tmp_path):
-    enough = max(need.peak for need in _needs(tiny)) + memory.RESERVE
-    pipeline = loading.load(TINY, models=tiny, device="cpu", memory=enough)
-    large = replace(REQUEST, size=Size(2048, 2048), num_frames=121)
-    running = generate.generate(pipeline, large, make_plan(large, TINY), output=tmp_path / "out.mp4")
-    with pytest.raises(OutOfMemoryError, match=r"2048x2048 at 121 frames needs .* residency 'resident'"):
-        next(running)
+WIDE = replace(PUBLISHED, video=2**18)
+"""Such that denoising takes the most memory, even of a clip that is made in a test."""
+
+
+def room_for(plan, passes, *, passes_per_call=0):
+    """One byte less than one more pass in a call would take."""
+    needed = memory.needs(plan, memory.PUBLISHED_WEIGHTS, memory=None, passes_per_call=passes + 1, size=WIDE)
+    more = next(needed)
+    assert more.phases["denoise"] == max(more.phases.values())
+    return fitting.Room(
+        memory=more.peak + memory.RESERVE - 1,
+        weights=memory.PUBLISHED_WEIGHTS,
+        residency=more.residency,
+        size=WIDE,
+        passes_per_call=passes_per_call,
+    )
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+def test_a_clip_gets_as_many_passes_in_a_call_as_the_device_has_room_for(tiny, tmp_path, passes):
+    plan = make_plan(FOUR, FOUR_PASSES)
+    pipeline = loading.load(FOUR_PASSES, models=tiny, device="cpu", residency="resident")
+    rows = []
+    pipeline.transformers[0.0].proj_in.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    together = made(pipeline, FOUR, plan, tmp_path)
+    assert rows == [4, 4]
+    rows.clear()
+    split = made(replace(pipeline, room=room_for(plan, passes)), FOUR, plan, tmp_path)
+    assert rows == {1: [1] * 8, 2: [2] * 4, 3: [3, 1] * 2}[passes]
+    assert ((split - together).norm() / together.norm()).item() < 1e-5
+
+
+def test_the_setting_is_a_bound_that_the_device_may_go_below():
+    plan = make_plan(FOUR, FOUR_PASSES)
+    assert room_for(plan, 3, passes_per_call=2).passes_at_once(plan) == 2
+    assert room_for(plan, 1, passes_per_call=2).passes_at_once(plan) == 1
+
+
+def test_a_clip_is_refused_only_if_one_pass_in_a_call_does_not_fit():
+    plan = make_plan(FOUR, FOUR_PASSES)
+    enough = room_for(plan, 1)
+    [one, *_] = memory.needs(plan, enough.weights, memory=None, passes_per_call=1, size=WIDE)
+    least = replace(enough, memory=one.peak + memory.RESERVE)
+    assert least.passes_at_once(plan) == 1
+    with pytest.raises(OutOfMemoryError, match=r"256x256 at 17 frames needs .* with residency 'resident'"):
+        replace(least, memory=least.memory - 1).passes_at_once(plan)

@@ -27,7 +27,7 @@ def test_the_first_residency_that_fits_is_taken(capsys, gpu, taken):
 def test_a_residency_is_taken_that_fits_once_decoding_goes_in_smaller_chunks(capsys):
     _, out = printed(capsys, "--memory", "75")
     rows = [line.strip("| ").split(" | ") for line in out.out.splitlines() if line.startswith("|")]
-    decode = {row[0]: float(row[-3]) for row in rows[2:]}
+    decode = {row[0]: float(row[rows[0].index("+ decode")]) for row in rows[2:]}
     assert [row[0] for row in rows if row[-1] == "taken"] == ["resident"]
     assert decode["resident"] < decode["evict-text"]
 
@@ -55,6 +55,19 @@ def test_fewer_passes_in_a_call_take_less_memory(capsys):
     _, together = printed(capsys)
     _, apart = printed(capsys, "--passes-per-call", "1")
     assert together.out != apart.out
+
+
+def test_passes_are_split_over_calls_where_all_at_once_do_not_fit(capsys):
+    large = ("--recipe", "full", "--resolution", "1920x1088", "--num-frames", "241")
+    found = {}
+    for room in (36, 40, 48):
+        status, out = printed(capsys, *large, "--memory", str(room))
+        assert status == 0
+        rows = [line.strip("| ").split(" | ") for line in out.out.splitlines() if line.startswith("|")]
+        [taken] = [row for row in rows if row[-1] == "taken"]
+        assert taken[0] == "fp8-evict-text"
+        found[room] = int(taken[rows[0].index("passes a call")])
+    assert found == {36: 1, 40: 2, 48: 4}
 
 
 def test_what_stays_on_the_device_is_what_the_names_say():
