@@ -21,14 +21,12 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 # all of IPv6 that is given out today: what lies beside it carries IPv4 addresses within, or means nothing
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
-# special ranges that `is_global` lets pass in some Python versions, those that carry an IPv4 address within, and the
-# one public address under which Azure serves its machines their secrets
+# special ranges that `is_global` lets pass in some Python versions, and those that carry an IPv4 address within
 FORBIDDEN: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8",
         "100.64.0.0/10",
-        "168.63.129.16/32",
         "192.0.0.0/24",
         "192.88.99.0/24",
         "192.175.48.0/24",
@@ -44,10 +42,25 @@ PRIVATE: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "::1/128", "fd00::/8")
 )
-"""This machine and private networks. Not the link-local ones, where clouds serve machines their secrets."""
+"""This machine and private networks."""
 
-METADATA = ipaddress.ip_address("fd00:ec2::254")
-"""Where Amazon's cloud does so within a private network."""
+METADATA: tuple[Network, ...] = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "169.254.0.0/16",  # link-local: Amazon, Google, Azure, Oracle, Tencent, DigitalOcean, Hetzner, OpenStack
+        "fe80::/10",  # the same of IPv6
+        "fd00:ec2::/32",  # Amazon
+        "fd20:ce::254/128",  # Google
+        "fd00:42::42/128",  # Scaleway
+        "100.100.100.200/32",  # Alibaba
+        "192.0.0.192/32",  # Oracle, the older kind
+        "168.63.129.16/32",  # Azure's wire server
+    )
+)
+"""Where clouds serve their machines secrets: closed whatever is allowed. Source: the documentation of each cloud."""
+
+CARRIERS = tuple(ipaddress.IPv6Network(text) for text in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+"""Networks of IPv6 whose addresses carry one of IPv4 in their last 32 bits: compatible ones and NAT64's."""
 
 
 class ForbiddenAddressError(Exception):
@@ -59,13 +72,29 @@ def permitted(text: str, allowed: Sequence[Network] = ()) -> bool:
     address: Address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
-    if any(address in network for network in allowed if network.version == address.version):
-        return address != METADATA
+    if any(_within(one, METADATA) for one in (address, *_carried(address))):
+        return False
+    if _within(address, allowed):
+        return True
     if not address.is_global or address.is_multicast:
         return False
     if isinstance(address, IPv6Address) and address not in GLOBAL_UNICAST:
         return False
-    return not any(address in network for network in FORBIDDEN if network.version == address.version)
+    return not _within(address, FORBIDDEN)
+
+
+def _within(address: Address, networks: Sequence[Network]) -> bool:
+    return any(address in network for network in networks if network.version == address.version)
+
+
+def _carried(address: Address) -> list[Address]:
+    """The addresses of IPv4 that `address` leads to, if a gateway unwraps them."""
+    if isinstance(address, IPv4Address):
+        return []
+    carried: list[Address] = [] if address.sixtofour is None else [address.sixtofour]
+    if any(address in network for network in CARRIERS):
+        carried.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return carried
 
 
 async def system_resolve(host: str, port: int) -> list[str]:

@@ -21,7 +21,7 @@ from server.defaults import filled
 from server.disk import free_bytes
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
-from server.records import NOBODY, Job, LogLine, Sender
+from server.records import NOBODY, Job, LogLine, Sender, SubmitOutcome
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.settings import Settings
 from server.store import Store
@@ -101,36 +101,38 @@ class Jobs:
 
         Raises: FalError if too many jobs or bytes wait, or too many of the sender's are in flight.
         """
+        self._check_disk()
+        job_id = str(uuid.uuid4())
+        large = len(given.image_url) >= LARGE_BYTES
+        payload = await asyncio.to_thread(freeze, given) if large else freeze(given)
+        max_bytes = self._settings.max_queue_bytes
+        outcome = await self.store.submit(
+            job_id, payload, terms=terms, asked=asked, max_waiting=max_waiting, max_bytes=max_bytes, sender=sender
+        )
+        _taken(outcome, max_waiting=max_waiting, max_bytes=max_bytes, sender=sender)
+        return job_id
+
+    async def submit_failed(self, failure: Failure, *, max_waiting: int, sender: Sender = NOBODY) -> str:
+        """The id of a new job that has ended with `failure`.
+
+        Raises: FalError where `submit` does: what ended at once is kept like what waits.
+        """
+        self._check_disk()
+        job_id, max_bytes = str(uuid.uuid4()), self._settings.max_queue_bytes
+        outcome = await self.store.submit_failed(
+            job_id, failure, max_waiting=max_waiting, max_bytes=max_bytes, sender=sender
+        )
+        _taken(outcome, max_waiting=max_waiting, max_bytes=max_bytes, sender=sender)
+        return job_id
+
+    def _check_disk(self) -> None:
+        """Returns if the disk has room for another job.
+
+        Raises: FalError.
+        """
         free, least = free_bytes(self._settings.data), self._settings.min_free_bytes
         if free < least:
             raise FalError(plain("queue_full", f"The server's disk has {free} bytes left; at least {least} are kept"))
-        job_id, max_bytes = str(uuid.uuid4()), self._settings.max_queue_bytes
-        large = len(given.image_url) >= LARGE_BYTES
-        payload = await asyncio.to_thread(freeze, given) if large else freeze(given)
-        match await self.store.submit(
-            job_id,
-            payload,
-            terms=terms,
-            asked=asked,
-            max_waiting=max_waiting,
-            max_bytes=max_bytes,
-            sender=sender,
-        ):
-            case "queue full":
-                raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
-            case "queue too large":
-                message = f"The waiting requests hold too many bytes; at most {max_bytes} are kept"
-                raise FalError(plain("queue_full", message))
-            case "too many in flight":
-                message = f"This key has {sender.max_in_flight} requests in flight, which is its limit"
-                raise FalError(plain("concurrent_requests_limit", message))
-        return job_id
-
-    async def submit_failed(self, failure: Failure, *, sender: Sender = NOBODY) -> str:
-        """The id of a new job that has ended with `failure`."""
-        job_id = str(uuid.uuid4())
-        await self.store.submit_failed(job_id, failure, sender=sender)
-        return job_id
 
     async def get(self, job_id: str) -> Job:
         """The job.
@@ -188,12 +190,14 @@ class Jobs:
     async def file(self, file_id: str, *, max_bytes: int) -> bytes | None:
         """The bytes of the file, or None if there is none or it has expired.
 
-        Raises: FieldError if it has more than `max_bytes`.
+        Raises: FieldError if it has more than `max_bytes`, BlobsUnavailableError.
         """
         file = await self.store.file(file_id)
-        if file is not None and file.size > max_bytes:
+        if file is None:
+            return None
+        if file.size > max_bytes:
             raise too_large(max_bytes)
-        return None if file is None else await self._blobs.read(file.id)
+        return await self._bytes(file_id)
 
     async def output(self, job: Job, *, origin: str) -> dict[str, Any]:
         """What the caller gets for an ended job, with file URLs that begin with `origin`.
@@ -204,14 +208,43 @@ class Jobs:
             raise FalError(job.failure or model_failure("internal_server_error", "Internal server error"))
         file = await self.store.file(job.result["file"])
         if file is None:
-            raise FalError(plain("not_found", "The result has expired"))
+            raise _expired()
         url = f"{origin}/files/{file.id}/{file.name}"
         if job.result["sync_mode"]:
-            data = await self._blobs.read(file.id)
+            data = await self._bytes(file.id)
+            if data is None:
+                raise _expired()
             url = f"data:{file.content_type};base64,{base64.b64encode(data).decode('ascii')}"
         video = File(url=url, content_type=file.content_type, file_name=file.name, file_size=file.size)
         output = ImageToVideoOutput(video=video, seed=job.result["seed"], prompt=job.result["prompt"])
         return output.model_dump()
+
+    async def _bytes(self, file_id: str) -> bytes | None:
+        """The bytes of a file; None for a row without them, as a node that was killed or a backup leaves it."""
+        try:
+            return await self._blobs.read(file_id)
+        except FileNotFoundError:
+            return None
+
+
+def _expired() -> FalError:
+    return FalError(plain("not_found", "The result has expired"))
+
+
+def _taken(outcome: SubmitOutcome, *, max_waiting: int, max_bytes: int, sender: Sender) -> None:
+    """Returns if the store took the job.
+
+    Raises: FalError.
+    """
+    match outcome:
+        case "queue full":
+            raise FalError(plain("queue_full", f"Too many requests are waiting; at most {max_waiting} may"))
+        case "queue too large":
+            message = f"The waiting requests hold too many bytes; at most {max_bytes} are kept"
+            raise FalError(plain("queue_full", message))
+        case "too many in flight":
+            message = f"This key has {sender.max_in_flight} requests in flight, which is its limit"
+            raise FalError(plain("concurrent_requests_limit", message))
 
 
 class JobNotFoundError(Exception):

@@ -109,7 +109,8 @@ class Settings(BaseSettings):
         False, description="Whether weights that a file has in fp8 are turned into the working dtype at loading."
     )
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
-        (), description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused."
+        (),
+        description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused, and always those where clouds keep secrets.",
     )
     cors_origins: Annotated[tuple[str, ...], *Commas] = Field(
         (), description="Web origins whose pages may call this server. Pages on loopback always may."

@@ -55,17 +55,9 @@ class Store(Looking):
         """
 
         def work(connection: Connection) -> SubmitOutcome:
-            waiting, size = connection.execute(_BACKLOG).one()
-            if waiting >= max_waiting:
-                return "queue full"
-            if max_bytes is not None and waiting and size + len(payload) > max_bytes:
-                return "queue too large"
-            if sender.max_in_flight is not None:
-                # why: two nodes that count at once must take turns, or each would find room for the last job
-                connection.execute(select(KEYS.c.id).where(KEYS.c.id == sender.key_id).with_for_update())
-                mine = and_(JOBS.c.key_id == sender.key_id, JOBS.c.status != "COMPLETED")
-                if (connection.scalar(select(func.count()).where(mine)) or 0) >= sender.max_in_flight:
-                    return "too many in flight"
+            full = _full(connection, len(payload), max_waiting=max_waiting, max_bytes=max_bytes, sender=sender)
+            if full is not None:
+                return full
             now = time.time()
             row = {
                 "payload": payload,
@@ -83,11 +75,28 @@ class Store(Looking):
 
         return await self.change(work)
 
-    async def submit_failed(self, job_id: str, failure: Failure, *, sender: Sender = NOBODY) -> None:
-        """Writes a job that ended before it began."""
-        now = time.time()
-        row = {"priority": 0, "created": now, "started": now} | ended(failure=failure)
-        await self.change(lambda connection: _insert_job(connection, job_id, row, sender))
+    async def submit_failed(
+        self,
+        job_id: str,
+        failure: Failure,
+        *,
+        max_waiting: int,
+        max_bytes: int | None = None,
+        sender: Sender = NOBODY,
+    ) -> SubmitOutcome:
+        """Writes a job that ended before it began; or nothing, where `submit` would write nothing."""
+
+        def work(connection: Connection) -> SubmitOutcome:
+            full = _full(connection, 0, max_waiting=max_waiting, max_bytes=max_bytes, sender=sender)
+            if full is not None:
+                return full
+            now = time.time()
+            _insert_job(
+                connection, job_id, {"priority": 0, "created": now, "started": now} | ended(failure=failure), sender
+            )
+            return "accepted"
+
+        return await self.change(work)
 
     async def claim(self, owner: str, *, lease: float = LEASE_SECONDS) -> Claim | None:
         """The next waiting job, from now on `owner`'s for `lease` seconds; None if none waits."""
@@ -283,6 +292,24 @@ _TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested)
 def late(now: float) -> ColumnElement[bool]:
     """Which jobs should have begun by `now` and have not. One that was begun and put back is in time."""
     return and_(JOBS.c.status == "IN_QUEUE", _UNBEGUN, JOBS.c.start_by <= now)
+
+
+def _full(
+    connection: Connection, more: int, *, max_waiting: int, max_bytes: int | None, sender: Sender
+) -> SubmitOutcome | None:
+    """Why no job of `more` bytes is taken now, if it is not."""
+    waiting, size = connection.execute(_BACKLOG).one()
+    if waiting >= max_waiting:
+        return "queue full"
+    if max_bytes is not None and waiting and size + more > max_bytes:
+        return "queue too large"
+    if sender.max_in_flight is not None:
+        # why: two nodes that count at once must take turns, or each would find room for the last job
+        connection.execute(select(KEYS.c.id).where(KEYS.c.id == sender.key_id).with_for_update())
+        mine = and_(JOBS.c.key_id == sender.key_id, JOBS.c.status != "COMPLETED")
+        if (connection.scalar(select(func.count()).where(mine)) or 0) >= sender.max_in_flight:
+            return "too many in flight"
+    return None
 
 
 def _insert_job(connection: Connection, job_id: str, row: dict[str, Any], sender: Sender) -> None:

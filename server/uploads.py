@@ -113,7 +113,12 @@ class Uploads:
             raise FalError(plain("bad_request", f"The upload cannot be completed: {what}"))
         async with self._scratch() as path:
             for number in sorted(wanted):
-                part = await self._blobs.local(_part_id(slot.file_id, number))
+                try:
+                    part = await self._blobs.local(_part_id(slot.file_id, number))
+                except FileNotFoundError as error:
+                    # why: the node that took it in was killed before its bytes were kept
+                    message = f"The upload cannot be completed: part {number} has to be sent again"
+                    raise FalError(plain("bad_request", message)) from error
                 size = await asyncio.to_thread(_append, part, path)
                 if size > self._settings.max_upload_bytes:
                     raise _too_large(self._settings.max_upload_bytes)

@@ -211,7 +211,7 @@ class Webhooks:
         if job.failure is None:
             try:
                 told |= {"status": "OK", "payload": await self._jobs.output(job, origin=origin)}
-            except (FalError, FileNotFoundError) as error:
+            except FalError as error:
                 raise RefusedError("the result has expired") from error
         else:
             message = f"Invalid status code: {job.failure.status}"

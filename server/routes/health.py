@@ -1,9 +1,13 @@
 """Health: `live` while the process works, `ready` once jobs can be done here, and the whole state in words.
 
-It is public, so that what a database or a file store says of itself goes to the log alone.
+It is public, so that what a database or a file store says of itself goes to the log alone, and that the disk is tried
+at most once a second however many ask.
 """
 
+import asyncio
 import logging
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +21,39 @@ from server.disk import free_bytes
 from server.settings import Settings
 from server.store import Store
 
+KEEP_SECONDS = 1.0
+PATIENCE_SECONDS = 4.0
+"""Shorter than a probe waits. A bucket or a database that is silent for so long cannot be used."""
+
+SILENT = f"the database or the file store has not answered for {PATIENCE_SECONDS:g} s"
+
 log = logging.getLogger("ltxd.health")
+
+
+class Glance:
+    """What `look` says, tried by one caller for all who ask at the same time or within `KEEP_SECONDS` after."""
+
+    def __init__(self, look: Callable[[], Awaitable[str | None]]) -> None:
+        self._look = look
+        self._last: asyncio.Task[str | None] | None = None
+        self._good_until = 0.0
+
+    async def trouble(self) -> str | None:
+        """What ails, if anything does: true now or `KEEP_SECONDS` ago."""
+        if self._last is None or (self._last.done() and time.monotonic() >= self._good_until):
+            self._last = asyncio.create_task(self._try())
+        try:
+            # why: one caller who goes away must not take the answer from the others
+            return await asyncio.wait_for(asyncio.shield(self._last), PATIENCE_SECONDS)
+        except TimeoutError:
+            return SILENT
+
+    async def _try(self) -> str | None:
+        began = time.monotonic()
+        try:
+            return await self._look()
+        finally:
+            self._good_until = began + KEEP_SECONDS
 
 
 def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIRouter:
@@ -43,8 +79,10 @@ def router(settings: Settings, store: Store, blobs: Blobs, agent: Agent) -> APIR
             return f"the disk has {free} bytes left; at least {settings.min_free_bytes} are kept"
         return None
 
+    storage = Glance(trouble)
+
     async def state() -> dict[str, Any]:
-        ailing = await trouble()
+        ailing = await storage.trouble()
         model = agent.state.model
         status: str = agent.state.status
         if agent.draining:

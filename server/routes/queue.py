@@ -40,7 +40,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
             given = await jobs.parse(body)
         except FalError as error:
             # why: fal accepts any body, and the model's refusal is the job's result
-            job_id = await jobs.submit_failed(error.failure, sender=sender)
+            job_id = await jobs.submit_failed(error.failure, max_waiting=limit, sender=sender)
         else:
             job_id = await jobs.submit(given, terms=terms, max_waiting=limit, sender=sender)
         job = await jobs.get(job_id)

@@ -27,7 +27,27 @@ VECTORS = json.loads(Path(__file__).with_name("ssrf_vectors.json").read_text("ut
 ADDRESSES = VECTORS["addresses"]
 KNOWN = VECTORS["spellings"] | VECTORS["names"]
 FRONT = "93.184.215.14"
-CLOUD_SECRETS = ["169.254.169.254", "169.254.170.2", "fd00:ec2::254", "100.100.100.200", "168.63.129.16"]
+CLOUD_SECRETS = [
+    "169.254.169.254",
+    "169.254.170.2",
+    "169.254.0.23",
+    "169.254.42.42",
+    "fe80::a9fe:a9fe",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fd00:42::42",
+    "100.100.100.200",
+    "192.0.0.192",
+    "168.63.129.16",
+    "::ffff:169.254.169.254",
+    "::ffff:100.100.100.200",
+    "::168.63.129.16",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::168.63.129.16",
+    "2002:a9fe:a9fe::",
+]
+EVERYTHING = [ip_network("0.0.0.0/0"), ip_network("::/0")]
 
 
 def bracketed(address: str) -> str:
@@ -111,8 +131,28 @@ def test_a_private_network_that_is_named_is_permitted_and_no_other():
 
 
 @pytest.mark.parametrize("address", CLOUD_SECRETS)
-def test_no_key_reaches_where_a_cloud_keeps_its_secrets(address):
-    assert not permitted(address, PRIVATE)
+@pytest.mark.parametrize("allowed", [(), PRIVATE, EVERYTHING], ids=["nothing", "private", "everything"])
+def test_no_setting_and_no_key_reaches_where_a_cloud_keeps_its_secrets(address, allowed):
+    assert not permitted(address, allowed)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "100.100.100.201", "fd00::1", "64:ff9b::10.0.0.1"])
+def test_what_is_allowed_beside_the_clouds_secrets_is_permitted(address):
+    assert permitted(address, EVERYTHING)
+
+
+async def test_a_name_that_leads_to_a_clouds_secrets_gets_no_connection_whatever_is_allowed(network):
+    answers = list(CLOUD_SECRETS)
+
+    async def leading(_host: str, _port: int) -> list[str]:
+        return [answers.pop()]
+
+    settings = Settings(allow_private_networks=EVERYTHING)
+    media = Media(settings, own_file=no_file, resolve=leading, connector=network)
+    while answers:
+        with pytest.raises(FieldError, match="private network"):
+            await media.fetch_image("http://metadata.example/latest/")
+    assert network.connected == []
 
 
 @pytest.mark.parametrize("spelling", VECTORS["spellings"])
@@ -154,7 +194,7 @@ async def test_no_url_of_the_lists_gets_a_connection_as_a_webhook(tmp_path, netw
     for number, url in enumerate(URLS):
         # why: past the check at submit, as if a name had turned bad since
         sender = Sender(webhook=WebhookTarget(url, "", private=False))
-        await store.submit_failed(str(number), plain("bad_request", "no"), sender=sender)
+        await store.submit_failed(str(number), plain("bad_request", "no"), max_waiting=9, sender=sender)
         await box.deliver(await box.claim())
         assert network.connected == [], url
     await database.close()

@@ -178,6 +178,9 @@ def test_a_full_queue_is_told_on_both_hosts(strict):
     full = Service("queue_full", "POST", "", 429, retryable=True)
     for path in (f"/queue/{ENDPOINT}", f"/run/{ENDPOINT}", f"/queue/{ENDPOINT}?fal_max_queue_length=0"):
         check(strict.http.post(path, json=GOOD), full)
+    # what would end at once is kept like what waits
+    check(strict.http.post(f"/queue/{ENDPOINT}", json={}), full)
+    assert strict.http.post(f"/run/{ENDPOINT}", json={}).status_code == 422
     for job in (waiting, running):
         strict.http.put(job["cancel_url"])
         strict.wait(job)
@@ -200,6 +203,7 @@ def test_a_fault_of_the_server_itself_is_an_internal_error_that_tells_nothing(la
         for path in (it.settings.data / "blobs").rglob("*"):
             if path.is_file():
                 path.unlink()
+                path.mkdir()
         answer = it.http.get(job["response_url"])
         assert answer.status_code == 500
         assert answer.json() == {"detail": "Internal error", "error_type": "internal_error"}

@@ -93,6 +93,20 @@ def test_an_expired_result_is_gone(launch, image):
         assert it.http.get(job["response_url"]).status_code == 404
 
 
+def test_a_result_whose_bytes_are_lost_is_404(launch, image):
+    with launch() as it:
+        clip = it.submit(prompt="a", image_url=image)
+        within = it.submit(prompt="a", image_url=image, sync_mode=True)
+        for job in (clip, within):
+            it.wait(job)
+        url = it.http.get(clip["response_url"]).json()["video"]["url"]
+        for path in (it.settings.data / "blobs").rglob("*"):
+            if path.is_file():
+                path.unlink()
+        for lost in (url, within["response_url"]):
+            assert it.http.get(lost).status_code == 404
+
+
 def test_our_own_file_is_read_without_http_as_a_start_image(server, url):
     # an MP4 is no image: that it is told so, and not that it is on loopback, shows that it was read
     answer = server.run(prompt="a", image_url=url)

@@ -101,6 +101,18 @@ async def test_a_full_queue_takes_no_more(store):
     assert await store.get("b") is None
 
 
+async def test_what_ended_before_it_began_is_held_to_the_same_limits(store):
+    no, mine = plain("bad_request", "no"), Sender("mine", max_in_flight=1)
+    assert await store.submit_failed("a", no, max_waiting=2) == "accepted"
+    assert (await store.get("a")).failure == no
+    assert await store.submit("b", b"x" * 10, max_waiting=2, sender=mine) == "accepted"
+    assert await store.submit_failed("c", no, max_waiting=1) == "queue full"
+    assert await store.submit_failed("c", no, max_waiting=2, max_bytes=9) == "queue too large"
+    assert await store.submit_failed("c", no, max_waiting=2, sender=mine) == "too many in flight"
+    assert await store.get("c") is None
+    assert await store.submit_failed("c", no, max_waiting=2, max_bytes=10) == "accepted"
+
+
 async def test_a_key_may_have_as_many_jobs_in_flight_as_its_limit(store):
     mine, other = Sender("mine", max_in_flight=2), Sender("other", max_in_flight=1)
     for name, sender in (("a", mine), ("b", mine), ("c", other)):

@@ -19,7 +19,7 @@ from server.settings import Settings
 from server.sweeper import sweep
 from server.tables import PARTS
 from server.tickets import TICKET_SECONDS, Holder, Slot, Tickets
-from server.uploads import Uploads, new_slot
+from server.uploads import Uploads, _part_id, new_slot
 
 DATA = bytes(range(256)) * 40
 INITIATE = "/rest/storage/upload/initiate"
@@ -411,6 +411,17 @@ async def test_a_completed_upload_leaves_no_parts(parts, tmp_path):
     file = await store.file(slot.file_id)
     assert (file.size, file.key_id, file.job_id) == (20, "me", None)
     assert 8 < file.expires - file.created <= 9
+
+
+async def test_a_part_whose_bytes_were_lost_with_their_node_has_to_be_sent_again(parts):
+    _, blobs, uploads = parts
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    etag = await uploads.put_part(slot, 1, one(DATA))
+    await blobs.delete(_part_id(slot.file_id, 1))
+    with pytest.raises(FalError, match="part 1 has to be sent again"):
+        await uploads.complete(slot, [(1, etag)])
+    await uploads.put_part(slot, 1, one(DATA))
+    await uploads.complete(slot, [(1, etag)])
 
 
 async def test_parts_that_come_in_at_once_are_not_more_than_an_upload_may_be(store, tmp_path):

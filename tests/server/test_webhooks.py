@@ -332,7 +332,7 @@ def outbox(database, network: Network, names: dict[str, list[str]]) -> Webhooks:
 
 async def ended(database, job_id: str, url: str = "http://hook.example/") -> None:
     sender = Sender(webhook=WebhookTarget(url, "http://me", private=False))
-    await Store(database).submit_failed(job_id, plain("bad_request", "no"), sender=sender)
+    await Store(database).submit_failed(job_id, plain("bad_request", "no"), max_waiting=9, sender=sender)
 
 
 async def state(database, job_id: str) -> tuple[int, float | None]:
