@@ -110,7 +110,8 @@ class Settings(BaseSettings):
     )
     allow_private_networks: Annotated[tuple[IPv4Network | IPv6Network, ...], *Commas] = Field(
         (),
-        description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused, and always those where clouds keep secrets.",
+        description="Private networks (CIDR) that image_url and webhooks may lead into; all others are refused, and "
+        "always those where clouds keep secrets.",
     )
     cors_origins: Annotated[tuple[str, ...], *Commas] = Field(
         (), description="Web origins whose pages may call this server. Pages on loopback always may."
