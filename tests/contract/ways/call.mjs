@@ -1,6 +1,8 @@
 // What is done with each of fal's JavaScript clients, in Node and in a browser: the same for all of them.
 const ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video";
 
+const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
 // serverless-client gives the output itself, @fal-ai/client the output and an id
 const outputOf = (result) => result.data ?? result;
 
@@ -15,6 +17,16 @@ export const operations = {
     const result = await fal.subscribe(ENDPOINT, { input, logs: true, pollInterval: 50, onQueueUpdate });
     if (!logs.length) throw new Error("no logs came");
     return outputOf(result);
+  },
+
+  // submits, looks until it is done, takes the output, downloads the clip
+  async queue(fal, input) {
+    const { request_id: requestId } = await fal.queue.submit(ENDPOINT, { input });
+    while ((await fal.queue.status(ENDPOINT, { requestId, logs: true })).status !== "COMPLETED") await sleep(50);
+    const output = outputOf(await fal.queue.result(ENDPOINT, { requestId }));
+    const clip = await fetch(output.video.url);
+    if (!clip.ok) throw new Error(`the clip is ${clip.status}`);
+    return { ...output, downloaded: (await clip.arrayBuffer()).byteLength };
   },
 
   // uploads the start image, then asks for a clip of it
@@ -32,7 +44,8 @@ export async function follow(fal, order) {
     try {
       told[name] = { output: await operations[name](fal, input) };
     } catch (error) {
-      told[name] = { error: `${error.name}: ${error.message} ${error.cause ?? ""}` };
+      const { name: kind, status, body } = error;
+      told[name] = { error: `${kind}: ${error.message} ${error.cause ?? ""}`, kind, status, body };
     }
   }
   return told;

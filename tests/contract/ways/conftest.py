@@ -7,12 +7,13 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,20 @@ STRAYED = 66
 
 @dataclass(frozen=True)
 class Here:
-    """The server, and what a client's machine is told of it."""
+    """The server, and what a client's machine is told of it. `key`: the one that opens it; any does if it is None."""
 
     port: int
     tls_port: int
     proxy_port: int
     data: Path
-    own_env: dict[str, str]
+    key: str | None
+    pid: int
 
     def variables(self, way: str) -> dict[str, str]:
         """What `ltxd client env` prints."""
         ports = [f"--tls-port={self.tls_port}", f"--proxy-port={self.proxy_port}", f"--data={self.data}"]
-        command = [sys.executable, "-m", "server", "client", "env", f"--way={way}", *ports]
-        done = subprocess.run(command, env=self.own_env, capture_output=True, text=True, check=True)
-        return dict(word.split("=", 1) for word in shlex.split(done.stdout) if "=" in word)
+        printed = _ltxd("client", "env", f"--way={way}", *ports)
+        return dict(word.split("=", 1) for word in shlex.split(printed) if "=" in word)
 
 
 @dataclass(frozen=True)
@@ -88,26 +89,51 @@ class Machine:
 
 @pytest.fixture(scope="session")
 def here(tmp_path_factory) -> Iterator[Here]:
-    folder = tmp_path_factory.mktemp("ways")
-    (folder / "clip.mp4").write_bytes(CLIP)
-    tls_port, proxy_port = _free_ports(2)
-    settings = json.dumps({"tls_port": tls_port, "proxy_port": proxy_port})
-    own_env = {k: v for k, v in os.environ.items() if not k.startswith(("LTX_", "FAL_"))}
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(SERVE_FAKE), str(folder / "data"), str(folder / "clip.mp4"), settings],
-            env=own_env,
-            stdout=subprocess.PIPE,
-            stderr=log,
+    with _serving(tmp_path_factory.mktemp("ways"), keyed=False) as it:
+        yield it
+
+
+@pytest.fixture(scope="session")
+def locked(tmp_path_factory) -> Iterator[Here]:
+    """A server that only one key opens."""
+    with _serving(tmp_path_factory.mktemp("locked"), keyed=True) as it:
+        yield it
+
+
+@dataclass(frozen=True)
+class OwnMachine:
+    """A machine within this one, see own_machine.py: its hosts file leads fal's names to a server with a key."""
+
+    server: Here
+
+    def run(self, command: list[str], *, order: Any = None, env: dict[str, str] | None = None) -> str:
+        """What a program on it prints."""
+        enter = ["nsenter", f"--target={self.server.pid}", "--user", "--mount", "--net", "--preserve-credentials"]
+        done = subprocess.run(
+            [*enter, *command],
+            input=json.dumps(order),
+            env={"PATH": os.environ["PATH"], "HOME": str(self.server.data)} | (env or {}),
+            capture_output=True,
             text=True,
+            timeout=120,
+            check=False,
         )
-    try:
-        port = int(process.stdout.readline().split()[0])
-        yield Here(port, tls_port, proxy_port, folder / "data", own_env)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        process.stdout.close()
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def own_machine(tmp_path_factory) -> Iterator[OwnMachine]:
+    for program in ("unshare", "nsenter", "mount"):
+        if shutil.which(program) is None:
+            pytest.fail(f"{program} is missing: install the package util-linux")
+    folder = tmp_path_factory.mktemp("own")
+    hosts_file = folder / "hosts"
+    hosts_file.write_text("127.0.0.1 localhost\n" + _ltxd("client", "hosts"))
+    spaces = ["unshare", "--map-root-user", "--mount", "--net"]
+    within = [*spaces, sys.executable, str(HERE / "own_machine.py"), str(hosts_file)]
+    with _serving(folder, keyed=True, tls_port=443, within=within) as it:
+        yield OwnMachine(it)
 
 
 @pytest.fixture
@@ -138,6 +164,37 @@ def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 48), "teal").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@contextmanager
+def _serving(folder: Path, *, keyed: bool, tls_port: int | None = None, within: Sequence[str] = ()) -> Iterator[Here]:
+    """A server that keeps everything in `folder`, started by the command `within`."""
+    data, clip = folder / "data", folder / "clip.mp4"
+    clip.write_bytes(CLIP)
+    made = _ltxd("keys", "create", "--name=anna", f"--data={data}").strip() if keyed else ""
+    free, proxy_port = _free_ports(2)
+    settings = {"tls_port": tls_port or free, "proxy_port": proxy_port}
+    command = [*within, sys.executable, str(SERVE_FAKE), str(data), str(clip), json.dumps(settings)]
+    with (folder / "server.log").open("w") as log:
+        process = subprocess.Popen(command, env=_own_env(), stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        said = process.stdout.readline().split()
+        assert said, f"the server did not start: {(folder / 'server.log').read_text()}"
+        key = made.removeprefix("FAL_KEY=") or None
+        yield Here(int(said[0]), settings["tls_port"], proxy_port, data, key, process.pid)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        process.stdout.close()
+
+
+def _ltxd(*words: str) -> str:
+    command = [sys.executable, "-m", "server", *words]
+    return subprocess.run(command, env=_own_env(), capture_output=True, text=True, check=True).stdout
+
+
+def _own_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("LTX_", "FAL_"))}
 
 
 def _free_ports(count: int) -> list[int]:

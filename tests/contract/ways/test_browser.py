@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 HERE = Path(__file__).parent
 CLIENTS = ("@fal-ai/client", "client-1.6.2", "client-1.0.2", "@fal-ai/serverless-client")
-OPERATIONS = ("run", "subscribe", "upload")
+OPERATIONS = ("run", "subscribe", "upload", "queue")
 PAGE = b'<!doctype html><meta charset="utf-8"><script type="module" src="/page.js"></script>'
 FLAGS = (
     "--headless",
@@ -89,12 +89,12 @@ def browse(chromium, script, here, png, tmp_path) -> Callable[..., dict[str, Any
     inputs = {name: {"prompt": "a", "image_url": uri} for name in OPERATIONS}
     inputs["upload"] = {"prompt": "a", "image": png.hex()}
 
-    def do(*flags: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    def do(*flags: str, config: dict[str, Any] | None = None, server: Any = here) -> dict[str, Any]:
         order = {
             "config": {"credentials": "any", "suppressLocalCredentialsWarning": True} | (config or {}),
             "order": inputs,
         }
-        trust = f"--ignore-certificate-errors-spki-list={fingerprint(here.data / 'tls/server.pem')}"
+        trust = f"--ignore-certificate-errors-spki-list={fingerprint(server.data / 'tls/server.pem')}"
         with site(script, order) as (address, told), (tmp_path / "log").open("w") as log:
             command = [chromium, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", trust, *flags, address]
             browser = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
@@ -122,7 +122,16 @@ def assert_every_client_made_clips(told: dict[str, Any], clip: bytes, *, at: str
         for operation in OPERATIONS:
             assert "output" in came[operation], (client, operation, came)
             assert came[operation]["output"]["video"]["url"].startswith(at), (client, operation, came)
-        assert came["clip"] == len(clip)
+        assert came["queue"]["output"]["downloaded"] == len(clip)
+
+
+def assert_every_client_was_refused(told: dict[str, Any]) -> None:
+    assert set(told) == set(CLIENTS)
+    for client, came in told.items():
+        for operation in OPERATIONS:
+            error = came[operation]
+            assert (error.get("kind"), error.get("status")) == ("ApiError", 401), (client, operation, error)
+            assert error["body"] == {"detail": "invalid key credentials"}
 
 
 NOWHERE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
@@ -147,3 +156,24 @@ def test_the_hosts_file_leads_every_client_on_a_page_here(browse, hosts, clip, f
 def test_without_a_way_in_no_client_on_a_page_gets_an_answer(browse):
     told = browse(NOWHERE)
     assert all("error" in came["run"] for came in told.values())
+
+
+@pytest.mark.parametrize("way", ["proxyUrl", "proxy", "hosts"])
+def test_a_key_opens_a_server_that_has_keys_to_every_client_on_a_page(browse, locked, hosts, clip, fal_files, way):
+    def with_key(key):
+        if way == "proxyUrl":
+            address = f"http://127.0.0.1:{locked.port}/api/fal/proxy"
+            return browse(NOWHERE, config={"proxyUrl": address, "credentials": key}, server=locked)
+        if way == "proxy":
+            proxy = f"--proxy-server=http://127.0.0.1:{locked.proxy_port}"
+            return browse(proxy, NOWHERE, config={"credentials": key}, server=locked)
+        rules = ", ".join(f"MAP {name} 127.0.0.1:{locked.tls_port}" for name in hosts)
+        return browse(
+            f"--host-resolver-rules={rules}, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            config={"credentials": key},
+            server=locked,
+        )
+
+    at = f"http://127.0.0.1:{locked.port}/files/" if way == "proxyUrl" else fal_files
+    assert_every_client_made_clips(with_key(locked.key), clip, at=at)
+    assert_every_client_was_refused(with_key("no:key"))

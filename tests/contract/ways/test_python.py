@@ -1,6 +1,7 @@
 """Each supported release of fal_client in each way in that it can use, and where it goes in those it cannot."""
 
 import base64
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,29 @@ CLOSED_PORT = 1
 FALLBACKS = {"falrun.com", "queue.falrun.com"}
 
 
+PROGRAM = [sys.executable, str(HERE / "call.py")]
+CALLS = ("run", "subscribe", "subscribe_async", "queue", "queue_async")
+UPLOADS = ("upload", "upload_async")
+WRONG = "no:key"
+
+
+def packages(version: str) -> list[str]:
+    """Where this release of the client is, if not in the environment of the tests."""
+    if version == CURRENT:
+        return []
+    folder = HERE.parent / "python_modules" / version
+    if not folder.exists():
+        pytest.fail(f"fal-client {version} is missing: run make test-full, which installs it into {folder}")
+    return [str(folder)]
+
+
+def order_of(operations, png) -> dict:
+    """What the client is to do."""
+    uri = "data:image/png;base64," + base64.b64encode(png).decode()
+    inputs = {"image_url": uri}, {"image": png.hex()}
+    return {name: {"prompt": "a"} | inputs[name in UPLOADS] for name in operations}
+
+
 @pytest.fixture(params=EVERY)
 def version(request) -> str:
     return request.param
@@ -23,19 +47,11 @@ def version(request) -> str:
 @pytest.fixture
 def call(version, machine, png):
     """Does these operations with the client; gives what came of each."""
-    path = [str(HERE / "resolver")]
-    if version != CURRENT:
-        folder = HERE.parent / "python_modules" / version
-        if not folder.exists():
-            pytest.fail(f"fal-client {version} is missing: run make test-full, which installs it into {folder}")
-        path.append(str(folder))
-    uri = "data:image/png;base64," + base64.b64encode(png).decode()
-    given = {"image_url": uri}
+    path = ":".join([str(HERE / "resolver"), *packages(version)])
 
-    def do(*operations, env, names=None, does=machine.run):
-        order = {name: {"prompt": "a"} | (given if name != "upload" else {"image": png.hex()}) for name in operations}
-        env = env | {"PYTHONPATH": ":".join(path), "FAL_KEY": "any"}
-        return does([sys.executable, str(HERE / "call.py")], order=order, names=names or {}, env=env)
+    def do(*operations, env, names=None, does=machine.run, key="any"):
+        env = env | {"PYTHONPATH": path, "FAL_KEY": key}
+        return does(PROGRAM, order=order_of(operations, png), names=names or {}, env=env)
 
     return do
 
@@ -44,6 +60,19 @@ def assert_all_gave_clips(told, *, at) -> None:
     for name, came in told.items():
         assert "output" in came, (name, came)
         assert came["output"]["video"]["url"].startswith(at), (name, came)
+
+
+def assert_downloaded(told, clip) -> None:
+    for name in {"queue", "queue_async"} & set(told):
+        assert told[name]["output"]["downloaded"] == len(clip), name
+
+
+def assert_every_call_was_refused(told) -> None:
+    for name, came in told.items():
+        # an upload that may not begin is told of in the words of httpx, but for the asynchronous one since 1.0
+        kinds = ("FalClientHTTPError", "HTTPStatusError") if name in UPLOADS else ("FalClientHTTPError",)
+        assert came.get("kind") in kinds, (name, came)
+        assert came["status"] == 401, (name, came)
 
 
 def test_environment_variables_alone_lead_every_call_here(call, here, machine):
@@ -81,3 +110,37 @@ def test_a_server_that_is_down_makes_the_newest_client_call_the_fallback_domain(
 
 def test_without_any_way_in_a_call_goes_to_fal(call, machine):
     assert call("run", env={}, does=machine.stray) == "fal.run"
+
+
+@pytest.mark.parametrize(
+    ("way", "operations"),
+    [
+        pytest.param("env", CALLS, marks=pytest.mark.full),
+        ("proxy", (*CALLS, *UPLOADS)),
+    ],
+)
+def test_a_key_opens_a_server_that_has_keys_and_a_wrong_one_is_refused(call, locked, machine, clip, way, operations):
+    told = call(*operations, env=locked.variables(way), key=locked.key)
+    assert_all_gave_clips(told, at="https://")
+    assert_downloaded(told, clip)
+    assert_every_call_was_refused(call(*operations, env=locked.variables(way), key=WRONG))
+    assert machine.asked == set()
+
+
+@pytest.mark.full
+def test_a_real_hosts_file_port_443_and_a_key_lead_everything_here(own_machine, version, png, clip, fal_files):
+    def call(key):
+        env = own_machine.server.variables("hosts") | {"PYTHONPATH": ":".join(packages(version)), "FAL_KEY": key}
+        return json.loads(own_machine.run(PROGRAM, order=order_of((*CALLS, *UPLOADS), png), env=env))
+
+    told = call(own_machine.server.key)
+    assert_all_gave_clips(told, at=fal_files)
+    assert_downloaded(told, clip)
+    assert_every_call_was_refused(call(WRONG))
+
+
+@pytest.mark.full
+def test_the_machine_within_has_a_hosts_file_of_its_own(own_machine):
+    outside = Path("/etc/hosts").read_text()
+    assert "falrun.com" in own_machine.run(["cat", "/etc/hosts"])
+    assert "falrun.com" not in outside
