@@ -64,12 +64,15 @@ def weights_of(
     """Bytes of every model once loaded, with floats of `itemsize` bytes but for what stays in fp8."""
     others = {
         kind: sum(_bytes(checkpoint.tensors[name], itemsize) for name in checkpoint.tensor_names(kind))
-        for kind in ("connectors", "vae", "audio_vae")
+        for kind in ("vae", "audio_vae")
     }
     others["vocoder"] = sum(_bytes(checkpoint.tensors[n], memory.FLOAT32) for n in checkpoint.tensor_names("vocoder"))
     if upsampler is not None:
         others["upsampler"] = sum(_bytes(stored, itemsize) for stored in upsampler.tensors.values())
-    transformer = {name: checkpoint.tensors[name] for name in checkpoint.tensor_names("transformer")}
+    transformer, connectors = (
+        {name: checkpoint.tensors[name] for name in checkpoint.tensor_names(kind)}
+        for kind in ("transformer", "connectors")
+    )
     return Weights(
         transformer=_part(
             transformer, within=".transformer_blocks.", itemsize=itemsize, copies=transformers, keep_fp8=keep_fp8
@@ -77,6 +80,7 @@ def weights_of(
         text_encoder=_part(
             text.tensors, within=".language_model.layers.", itemsize=itemsize, copies=1, keep_fp8=False
         ),
+        connectors=_part(connectors, within=".transformer_1d_blocks.", itemsize=itemsize, copies=1, keep_fp8=keep_fp8),
         others=others,
     )
 
@@ -93,9 +97,10 @@ def size_of(checkpoint: Checkpoint) -> TransformerSize:
     )
 
 
-def choose(name: str, needed: Iterable[Need], *, room: int | None) -> Residency:
-    """The residency called `name`; for "auto" the first that fits `room` bytes, None standing for no bound.
+def choose(name: str, needed: Iterable[Need], *, room: int | None) -> Need:
+    """What the residency called `name` needs; for "auto" what the first needs that fits.
 
+    Units: `room` bytes, None standing for no bound.
     Raises: OperatorError if what is asked for, or anything at all, does not fit.
     """
     needed = tuple(needed)
@@ -109,7 +114,7 @@ def choose(name: str, needed: Iterable[Need], *, room: int | None) -> Residency:
             f"{'' if name == 'auto' else f' with residency {name!r}'}, and the device has {_gb(room or 0)}: "
             "use LTX_RESIDENCY=auto, another recipe, or a larger device; see ltxd plan"
         )
-    return fitting[0].residency
+    return fitting[0]
 
 
 def ordinary(recipe: Recipe) -> Plan:

@@ -66,11 +66,10 @@ def request(plan: Plan, *, size: TransformerSize = PUBLISHED) -> dict[str, int]:
     Source of what is counted for other sizes than the transformer's: operators on the meta device, at 1280x704 with
     121 frames and 1,024 tokens of text, each grown with the clip's pixels, frames or seconds.
     """
-    prompts = 2 if any("uncond" in stage.passes for stage in plan.stages) else 1
     stages = plan.stages
     pixels = stages[-1].height * stages[-1].width * CELL**2
     found = {
-        "text": prompts * (_GEMMA + _CONNECTORS),
+        "text": prompts(plan) * (_GEMMA + _CONNECTORS),
         "image_encode": sum(_ENCODE_PIXEL * stage.height * stage.width * CELL**2 for stage in stages),
         "denoise": sum(
             stage.calls
@@ -85,6 +84,11 @@ def request(plan: Plan, *, size: TransformerSize = PUBLISHED) -> dict[str, int]:
         "sound": _SOUND_TOKEN * plan.audio_tokens,
         "decode": _DECODE_PIXEL * pixels * plan.num_frames,
     }
+
+
+def prompts(plan: Plan) -> int:
+    """Prompts that are read for one request, if none of them was before."""
+    return 2 if any("uncond" in stage.passes for stage in plan.stages) else 1
 
 
 _GEMMA: Final = 24_000_000_000_000

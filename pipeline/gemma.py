@@ -68,9 +68,8 @@ def write(
         written.append(token)
         yield tokenizer.decode(written, skip_special_tokens=True)
         if len(written) < max_tokens:
-            logits = model(
-                input_ids=tokens.new_tensor([[token]]), past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits
+            latest = torch.tensor([[token]], device=tokens.device)
+            logits = model(input_ids=latest, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
 
 
 def prompt_tokens(text_encoder: TextEncoder, *, instruction: str, words: str, with_image: bool) -> Tensor:

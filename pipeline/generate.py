@@ -55,11 +55,15 @@ def generate(
 
     words = request.prompt
     if request.expand_prompt:
-        needs_gemma = pipeline.recipe.expansion == "gemma"
-        with pipeline.text_encoder_here() if needs_gemma else contextlib.nullcontext():
+        engine, here = pipeline.recipe.expansion, pipeline.writer_here
+        if engine == "gemma" and here is None:
+            engine = "template"
+            reason = f"with residency {pipeline.model.residency!r} it stays on the host here"
+            yield Progress("expand", 1, 1, message=f"gemma writes no prompt: {reason}")
+        with here() if engine == "gemma" and here is not None else contextlib.nullcontext():
             words = yield from expansion.expand(
                 words,
-                engine=pipeline.recipe.expansion,
+                engine=engine,
                 write=functools.partial(gemma.write, pipeline.text_encoder),
                 image=request.image,
                 seed=request.seed,

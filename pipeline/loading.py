@@ -1,9 +1,10 @@
 """A recipe and its models, from the files to the devices they work on."""
 
 import contextlib
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import torch
 from torch import nn
 
 from pipeline import fitting, selftest, text
+from pipeline.device import work_on
 from pipeline.errors import OperatorError, WeightsError
-from pipeline.memory import Residency, needs
+from pipeline.memory import Need, Residency, Writer, needs
 from pipeline.recipe import Recipe
-from pipeline.residency import Visitor, stream_blocks, to_fp8
+from pipeline.residency import stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
 from pipeline.safety import Safety
 from pipeline.transformer import Context
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, LoadedModel
@@ -28,6 +30,8 @@ from weights.text_encoder import TextEncoder, TextEncoderFiles, load_text_encode
 
 log = logging.getLogger(__name__)
 
+Here = Callable[[], AbstractContextManager[None]]
+"""Keeps what is used on the device for as long as it is."""
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -45,8 +49,8 @@ class Pipeline:
     audio_vae: nn.Module
     vocoder: nn.Module
     contexts: text.Contexts
-    text_encoder_here: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
-    """Keeps the text encoder on the device while it is used."""
+    writer_here: Here | None = contextlib.nullcontext
+    """Keeps the text encoder whole on the device while it writes a prompt; None where there is no room for it."""
     passes_per_call: int = 0
     """Passes that go through a transformer at once, at most; 0: all. Fewer where `room` has none for more."""
     room: fitting.Room | None = None
@@ -68,14 +72,15 @@ def load(
 ) -> Pipeline:
     """Loads what `recipe` names from the folder `models`.
 
-    `device` "auto" is CUDA where there is one; `dtype` "auto" is bfloat16 there and float32 on the CPU. Weights that
-    the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without. `residency`
-    "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU there is no bound.
+    `device` "auto" is CUDA where there is one, and becomes this thread's current device; `dtype` "auto" is bfloat16
+    there and float32 on the CPU. Weights that the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype`
+    without. `residency` "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU
+    there is no bound.
     Of the passes, as many as fit `memory` go through the transformer at once, at most `passes_per_call` if not 0.
     Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
     """
     began = time.monotonic()
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = work_on(device)
     kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
     if place.type == "cuda" and (broken := selftest.failures(place, kind)):
         raise OperatorError(f"{place} or its driver computes wrongly: {'; '.join(broken)}. See ltxd selftest")
@@ -101,7 +106,8 @@ def load(
         )
         size = fitting.size_of(checkpoint)
         needed = needs(fitting.ordinary(recipe), taken, memory=memory, passes_per_call=passes_per_call, size=size)
-        home = fitting.choose(residency, needed, room=memory)
+        need = fitting.choose(residency, needed, room=memory)
+        home = need.residency
         transformers = {
             strength: _transformer(
                 checkpoint,
@@ -114,18 +120,20 @@ def load(
             )
             for strength in strengths
         }
-        text_encoder, here = _text_encoder(models / recipe.text_encoder, dtype=kind, place=place, home=home)
+        connectors, connectors_here = _connectors(checkpoint, dtype=kind, place=place, home=home)
         parts: dict[str, Any] = {
             "transformers": transformers,
-            "connectors": load_component(checkpoint, "connectors", dtype=kind, device=place),
+            "connectors": connectors,
             "vae": load_component(checkpoint, "vae", dtype=kind, device=place),
             "audio_vae": load_component(checkpoint, "audio_vae", dtype=kind, device=place),
             "vocoder": load_component(checkpoint, "vocoder", dtype=torch.float32, device=place),
-            "text_encoder": text_encoder,
-            "text_encoder_here": here,
         }
         if upsampler is not None:
             parts["upsampler"] = load_component(upsampler, "upsampler", dtype=kind, device=place)
+        others = [*transformers.values(), *(part for part in parts.values() if isinstance(part, nn.Module))]
+        text_encoder, reader_here, parts["writer_here"] = _text_encoder(
+            models / recipe.text_encoder, dtype=kind, place=place, need=need, others=others
+        )
     except WeightsFileError as error:
         fix = "" if error.fix else f". To mend it: {recipe.setup}"
         raise WeightsError(f"recipe {recipe.name!r}: {error}{fix}") from error
@@ -135,8 +143,10 @@ def load(
         )
 
     def encode(prompt: str) -> Context:
-        with here():
-            return text.encode(prompt, text_encoder=text_encoder, connectors=parts["connectors"])
+        with reader_here():
+            states = text.read(prompt, text_encoder=text_encoder)
+        with connectors_here():
+            return text.context(states, connectors=connectors)
 
     contexts = text.Contexts(encode)
     contexts.keep(DEFAULT_NEGATIVE_PROMPT)
@@ -153,6 +163,7 @@ def load(
             seconds=seconds,
             residency=home.name,
         ),
+        text_encoder=text_encoder,
         contexts=contexts,
         passes_per_call=passes_per_call,
         **parts,
@@ -183,15 +194,34 @@ def _transformer(
     return transformer.to(place)
 
 
+def _connectors(
+    checkpoint: Checkpoint, *, dtype: torch.dtype, place: torch.device, home: Residency
+) -> tuple[nn.Module, Here]:
+    """The connectors, and what keeps them on the device while they are used."""
+    if not home.blocks_wait:
+        return load_component(checkpoint, "connectors", dtype=dtype, device=place), contextlib.nullcontext
+    connectors = load_component(checkpoint, "connectors", dtype=dtype, device="cpu")
+    return connectors, visiting_connectors(connectors, device=place).by_turns
+
+
 def _text_encoder(
-    path: Path, *, dtype: torch.dtype, place: torch.device, home: Residency
-) -> tuple[TextEncoder, Callable[[], AbstractContextManager[None]]]:
-    """The text encoder, and what keeps it on the device while it is used."""
+    path: Path, *, dtype: torch.dtype, place: torch.device, need: Need, others: Sequence[nn.Module]
+) -> tuple[TextEncoder, Here, Here | None]:
+    """The text encoder, what keeps it on the device while it reads, and while it writes where there is room for that.
+
+    `others` may have to wait on the host meanwhile.
+    """
+    home = need.residency
     first = torch.device("cpu") if home.text_waits or home.text_fp8 else place
     encoder = load_text_encoder(path, dtype=dtype, device=first)
     if home.text_waits:
-        return encoder, Visitor(encoder.language_model, encoder.model, device=place).here
+        visitor = visiting_text_encoder(encoder.model, device=place)
+        writing: dict[Writer, Here] = {
+            "visitor": visitor.whole,
+            "alone": functools.partial(visitor.whole, instead_of=others),
+        }
+        return encoder, visitor.by_turns, writing.get(need.writer)
     if home.text_fp8:
         to_fp8(encoder.model, "model.language_model.layers")
     encoder.model.to(place)
-    return encoder, contextlib.nullcontext
+    return encoder, contextlib.nullcontext, contextlib.nullcontext

@@ -6,7 +6,7 @@ whole request is seen to take at the real size (`benchmarks/fake_request.py`).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from pipeline.decoding import CELL, fitting
 from pipeline.flops import PUBLISHED, TransformerSize
@@ -19,6 +19,9 @@ SLOTS: Final = 2
 """Blocks on the device at once where they are streamed: one computes while the next arrives."""
 LARGE: Final = 2**18
 """Bytes from which a block's tensor waits on the host. The small ones, such as tables and biases, stay."""
+Writer = Literal["resident", "visitor", "alone", "none"]
+"""How the text encoder comes to write a prompt: it is on the device; it comes over whole; so it does, while all else
+waits on the host; it stays there, and the template engine writes."""
 BFLOAT16: Final = 2
 FLOAT32: Final = 4
 
@@ -51,6 +54,7 @@ class Weights:
     transformer: Part
     """All of them, where a recipe needs more than one."""
     text_encoder: Part
+    connectors: Part
     others: Mapping[str, int]
     """Bytes of what always stays on the device."""
 
@@ -58,8 +62,8 @@ class Weights:
 PUBLISHED_WEIGHTS: Final = Weights(
     transformer=Part(37_977_676_288, linears=37_100_716_032, blocks=37_081_841_664, block=772_538_368),
     text_encoder=Part(24_374_683_874, linears=21_516_779_520, blocks=21_516_779_520, block=448_266_240),
+    connectors=Part(6_344_455_168, blocks=4_028_628_992, block=503_578_624),
     others={
-        "connectors": 6_344_455_168,
         "vae": 1_452_212_450,
         "audio_vae": 106_496_804,
         "vocoder": 516_340_300,
@@ -75,9 +79,9 @@ class Residency:
 
     name: str
     text_waits: bool = False
-    """The text encoder waits on the host and comes over layer by layer."""
+    """The text encoder waits on the host; to read, it comes over layer by layer."""
     blocks_wait: bool = False
-    """So do the transformer's blocks."""
+    """So do the transformer's blocks, and the connectors, which are there only while a prompt is read."""
     transformer_fp8: bool = False
     text_fp8: bool = False
 
@@ -105,20 +109,25 @@ def on_device(weights: Weights, residency: Residency) -> dict[str, int]:
     else:
         held = transformer.in_fp8() if residency.transformer_fp8 else transformer.whole
     reading = text.in_fp8() if residency.text_fp8 else text.whole
-    return {"transformer": held, "text_encoder": 0 if residency.text_waits else reading, **weights.others}
+    return {
+        "transformer": held,
+        "text_encoder": 0 if residency.text_waits else reading,
+        "connectors": 0 if residency.blocks_wait else weights.connectors.whole,
+        **weights.others,
+    }
 
 
 def activations(
-    plan: Plan, *, passes_per_call: int, residency: Residency, size: TransformerSize = PUBLISHED
+    plan: Plan, weights: Weights, *, passes_per_call: int, residency: Residency, size: TransformerSize = PUBLISHED
 ) -> dict[str, int]:
-    """Most bytes of tensors that live at once beside the weights, by phase of the request."""
+    """Most bytes that live at once beside the weights that stay, by phase; that of writing the prompt is not here."""
     stages = plan.stages
     cells = max(stage.height * stage.width for stage in stages)
     pixels = cells * CELL**2
     latents = plan.latent_frames * cells * size.channels * FLOAT32
     context = size.context_tokens * (size.video + size.audio) * BFLOAT16
     return {
-        "text": _text(size.context_tokens),
+        "text": _text(size.context_tokens, weights, residency),
         "image_encode": 182 * pixels + context + (latents if len(stages) > 1 else 0),
         "denoise": _denoise(plan, passes_per_call, residency=residency, size=size),
         **({"upsample": 8_384 * plan.latent_frames * cells + context} if len(stages) > 1 else {}),
@@ -129,11 +138,33 @@ def activations(
 
 _LAYERS_OF_GEMMA: Final = 49
 _WIDTH_OF_GEMMA: Final = 3_840
+_LAYER_OF_GEMMA: Final = 100_000_000
+"""What a layer works in while it reads 1,024 tokens."""
+_WRITING: Final = 1_000_000_000
+"""What Gemma works in while it writes: its cache, of the longest prompt and answer, and the first of its forwards."""
 
 
-def _text(tokens: int) -> int:
-    """States of all layers of Gemma, normalised, and side by side."""
-    return int(2.9 * tokens * _LAYERS_OF_GEMMA * _WIDTH_OF_GEMMA * BFLOAT16) + 50_000_000
+def _text(tokens: int, weights: Weights, residency: Residency) -> int:
+    """Gemma's: states of all its layers. The connectors', after it: these, normalised, and side by side."""
+    states = tokens * _LAYERS_OF_GEMMA * _WIDTH_OF_GEMMA * BFLOAT16
+    gemma = states + _LAYER_OF_GEMMA + (SLOTS * weights.text_encoder.block if residency.text_waits else 0)
+    visiting = weights.connectors.streamed() if residency.blocks_wait else 0
+    return max(gemma, int(2.9 * states) + 50_000_000 + visiting)
+
+
+def _written(weights: Weights, residency: Residency, *, beside: int, left: int | None) -> tuple[Writer, int]:
+    """How the text encoder writes a prompt in the `left` bytes beside the weights that stay, and what it adds to them.
+
+    Units: `beside` bytes of those weights; None stands for no bound.
+    """
+    if not residency.text_waits:
+        return "resident", _WRITING
+    visitor = weights.text_encoder.whole + _WRITING
+    if not residency.blocks_wait and (left is None or visitor <= left):
+        return "visitor", visitor
+    if not residency.blocks_wait and left is not None and visitor - beside <= left:
+        return "alone", visitor - beside
+    return "none", 0
 
 
 def _denoise(plan: Plan, passes_per_call: int, *, residency: Residency, size: TransformerSize) -> int:
@@ -173,11 +204,17 @@ class Need:
     """Activations, and what visits the device for the phase."""
     passes_per_call: int
     """Passes that go through the transformer at once."""
+    writer: Writer
+
+    @property
+    def stays(self) -> int:
+        """Weights on the device while it denoises."""
+        return sum(self.weights.values())
 
     @property
     def peak(self) -> int:
         """Most at any time."""
-        return sum(self.weights.values()) + max(self.phases.values())
+        return self.stays + max(self.phases.values())
 
     def fits(self, memory: int) -> bool:
         """Whether a device with so many bytes can hold it, with some to spare."""
@@ -212,10 +249,9 @@ def needs(
             ),
             1,
         )
-        phases = activations(decoded, passes_per_call=at_once, residency=residency, size=size)
-        if residency.text_waits:
-            phases["text"] += weights.text_encoder.streamed()
-        yield Need(residency, held, phases, at_once)
+        phases = activations(decoded, weights, passes_per_call=at_once, residency=residency, size=size)
+        writer, writing = _written(weights, residency, beside=sum(held.values()), left=left)
+        yield Need(residency, held, {"expand": writing, **phases}, at_once, writer)
 
 
 def chosen(needed: Iterator[Need], *, memory: int) -> Need | None:

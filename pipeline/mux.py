@@ -184,16 +184,12 @@ def cut(waveform: npt.NDArray[np.float32], *, samples: int, fade: int) -> npt.ND
 
 
 def padded(waveform: npt.NDArray[np.float32], *, samples: int, fade: int) -> npt.NDArray[np.float32]:
-    """`waveform`, its last `fade` samples falling to silence, then silence up to `samples`.
+    """`waveform` as `cut` leaves it, then silence up to `samples`.
 
     Shapes: [channels, n] -> [channels, samples].
     """
-    out = np.zeros((len(waveform), samples), np.float32)
-    sound = waveform[:, :samples]
-    out[:, : sound.shape[1]] = sound
-    fade = min(fade, sound.shape[1])
-    out[:, sound.shape[1] - fade : sound.shape[1]] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return out
+    sound = cut(waveform, samples=samples, fade=fade)
+    return np.pad(sound, ((0, 0), (0, samples - sound.shape[1])))
 
 
 def _decoding_time(packet: Packet) -> Fraction:

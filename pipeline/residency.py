@@ -1,7 +1,7 @@
 """Where weights are while they are not needed: on the device, or on the host and brought over block by block."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -36,7 +36,7 @@ class Streamed(nn.ModuleList):
     """Blocks whose large weights wait on the host; iterating brings them over, each while the one before computes.
 
     They share as many slots of device memory as are filled at once. Iterating is the only way to blocks that are
-    filled; `children` gives them as they are, with their small tensors.
+    filled; `children` gives them as they are, with their small tensors. While it is not open it is an ordinary list.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], *, device: torch.device, pin: Pin | None = None) -> None:
@@ -49,6 +49,11 @@ class Streamed(nn.ModuleList):
         for block in self.children():
             _move(block, device, below=LARGE)
         self._slots: list[_Slot] = []
+
+    @property
+    def waiting(self) -> list[_Place]:
+        """What waits on the host."""
+        return [place for places in self._waiting for place in places]
 
     @property
     def slot_bytes(self) -> int:
@@ -64,12 +69,15 @@ class Streamed(nn.ModuleList):
 
     def close(self) -> None:
         """Gives it back."""
-        for place in (place for places in self._waiting for place in places):
+        for place in self.waiting:
             place.put(place.host)
         self._slots = []
 
     def __iter__(self) -> Iterator[nn.Module]:
         blocks = list(self.children())
+        if not self._slots:
+            yield from blocks
+            return
         self._fetch(0)
         for index, block in enumerate(blocks):
             if index + 1 < len(blocks):
@@ -125,7 +133,7 @@ class _Order:
     """Keeps copies into a slot and computing from it apart, on the device: the host waits for neither."""
 
     def __init__(self, slot: Tensor) -> None:
-        self._copying = torch.cuda.Stream(slot.device)
+        self._copying, self._device = torch.cuda.Stream(slot.device), slot.device
         self._filled, self._free = torch.cuda.Event(), torch.cuda.Event()
         slot.record_stream(self._copying)
         self.end()
@@ -135,13 +143,13 @@ class _Order:
         with torch.cuda.stream(self._copying):
             self._copying.wait_event(self._free)
             yield
-            self._filled.record()
+            self._filled.record(self._copying)
 
     def begin(self) -> None:
-        torch.cuda.current_stream().wait_event(self._filled)
+        torch.cuda.current_stream(self._device).wait_event(self._filled)
 
     def end(self) -> None:
-        self._free.record()
+        self._free.record(torch.cuda.current_stream(self._device))
 
 
 def stream_blocks(transformer: Any, *, device: torch.device) -> None:
@@ -154,34 +162,89 @@ def stream_blocks(transformer: Any, *, device: torch.device) -> None:
 
 
 class Visitor:
-    """A text encoder that lives on the host and comes to the device for as long as it is used, its layers by turns."""
+    """A model that lives on the host and comes to the device while it is used: its blocks by turns, or all of it."""
 
-    def __init__(self, language_model: Any, whole: nn.Module, *, device: torch.device, pin: Pin | None = None) -> None:
-        self._layers = Streamed(language_model.layers, device=device, pin=pin)
-        language_model.layers = self._layers
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        blocks: Sequence[str],
+        left: Sequence[str] = (),
+        device: torch.device,
+        pin: Pin | None = None,
+    ) -> None:
+        """`blocks` names the lists that come by turns, `left` what then stays on the host."""
         self._device = device
-        streamed = {id(module) for module in self._layers.modules()}
-        self._rest = _pinned(
-            (place for place in _places(whole) if id(place.module) not in streamed), pin or _pin(device)
-        )
+        self._lists = []
+        for path in blocks:
+            streamed = Streamed(model.get_submodule(path).children(), device=device, pin=pin)
+            model.set_submodule(path, streamed)
+            self._lists.append(streamed)
+        in_lists = {id(part) for streamed in self._lists for part in streamed.modules()}
+        in_left = {id(part) for path in left for part in model.get_submodule(path).modules()}
+        rest = _pinned((place for place in _places(model) if id(place.module) not in in_lists), pin or _pin(device))
+        self._left = [place for place in rest if id(place.module) in in_left]
+        self._along = [place for place in rest if id(place.module) not in in_left]
 
     @contextlib.contextmanager
-    def here(self) -> Iterator[None]:
-        """Keeps it on the device."""
-        moved: dict[tuple[int, torch.Size], Tensor] = {}
-        for place in self._rest:  # tied weights are one tensor on both sides
-            key = _identity(place.host)
-            if key not in moved:
-                moved[key] = place.host.to(self._device, non_blocking=True)
-            place.put(moved[key])
-        moved.clear()
-        self._layers.open()
-        try:
+    def by_turns(self) -> Iterator[None]:
+        """Brings over what its blocks need beside them, and lets them come each in its turn."""
+        with _brought(self._along, self._device):
+            for streamed in self._lists:
+                streamed.open()
+            try:
+                yield
+            finally:
+                for streamed in self._lists:
+                    streamed.close()
+
+    @contextlib.contextmanager
+    def whole(self, *, instead_of: Sequence[nn.Module] = ()) -> Iterator[None]:
+        """Brings all of it over, and lets others wait on the host meanwhile."""
+        blocks = [place for streamed in self._lists for place in streamed.waiting]
+        with _aside(instead_of, self._device), _brought([*self._along, *self._left, *blocks], self._device):
             yield
-        finally:
-            self._layers.close()
-            for place in self._rest:
-                place.put(place.host)
+
+
+@contextlib.contextmanager
+def _aside(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
+    """Keeps modules on the host, in memory that is not pinned: pinning so much would take longer than the copy."""
+    for module in modules:
+        _move(module, torch.device("cpu"))
+    try:
+        yield
+    finally:
+        for module in modules:
+            _move(module, device)
+
+
+@contextlib.contextmanager
+def _brought(places: Sequence[_Place], device: torch.device) -> Iterator[None]:
+    """Lets modules see their tensors on `device`. Tied weights are one tensor on both sides."""
+    moved: dict[tuple[int, torch.Size], Tensor] = {}
+    for place in places:
+        key = _identity(place.host)
+        if key not in moved:
+            moved[key] = place.host.to(device, non_blocking=True)
+        place.put(moved[key])
+    moved.clear()
+    try:
+        yield
+    finally:
+        for place in places:
+            place.put(place.host)
+
+
+def visiting_text_encoder(model: nn.Module, *, device: torch.device, pin: Pin | None = None) -> Visitor:
+    """A Gemma whose layers come by turns to read a prompt: words are looked up on the host, and pictures not seen."""
+    left = ("model.language_model.embed_tokens", "model.vision_tower", "model.multi_modal_projector", "lm_head")
+    return Visitor(model, blocks=("model.language_model.layers",), left=left, device=device, pin=pin)
+
+
+def visiting_connectors(connectors: nn.Module, *, device: torch.device, pin: Pin | None = None) -> Visitor:
+    """Connectors whose blocks come by turns."""
+    blocks = ("video_connector.transformer_blocks", "audio_connector.transformer_blocks")
+    return Visitor(connectors, blocks=blocks, device=device, pin=pin)
 
 
 def to_fp8(module: nn.Module, within: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from pipeline import decode, text
+from pipeline.device import work_on
 from pipeline.residency import to_fp8
 from pipeline.transformer import Context, Runs, geometry, modulation, velocity
 from weights import config, fp8
@@ -70,7 +71,7 @@ def failures(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def lines(device: str) -> Iterator[tuple[str, bool]]:
     """What is found on `device`, in float32 and bfloat16, a line each, and whether it passed."""
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = work_on(device)
     for dtype in (torch.float32, torch.bfloat16):
         for found in run(place, dtype):
             word = "passed" if found.passed else "FAILED"

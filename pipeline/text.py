@@ -30,10 +30,16 @@ def encode(prompt: str, *, text_encoder: TextEncoder, connectors: Any) -> Contex
     The states of all of Gemma's layers are read, each normalised for itself.
     Source: golden conventions of LTX-2 1.2.0, section 2.
     """
+    return context(read(prompt, text_encoder=text_encoder), connectors=connectors)
+
+
+@torch.inference_mode()
+def read(prompt: str, *, text_encoder: TextEncoder) -> tuple[Tensor, ...]:
+    """The hidden states of `prompt`, as `hidden_states` gives them."""
     tokens = text_encoder.tokenizer(
         prompt.strip(), truncation=True, max_length=CONTEXT_TOKENS, return_tensors="pt", padding=False
     ).input_ids
-    return context(hidden_states(tokens, text_encoder=text_encoder), connectors=connectors)
+    return hidden_states(tokens, text_encoder=text_encoder)
 
 
 @torch.inference_mode()
@@ -54,12 +60,13 @@ def hidden_states(tokens: Tensor, *, text_encoder: TextEncoder) -> tuple[Tensor,
     """The embeddings, then the output of every layer, the last one normalised. Shapes: [1, n] -> each [1, n, H].
 
     The reference pads on the left to 1,024 and counts positions over the padding, which it masks. The same positions
-    without the padding give the same states.
+    without the padding give the same states. Words are looked up where their table lies, the host or the device.
     """
     padding = CONTEXT_TOKENS - tokens.shape[1]
-    device = text_encoder.model.device
-    out = text_encoder.language_model(
-        input_ids=tokens.to(device),
+    language_model: Any = text_encoder.language_model
+    words, device = language_model.embed_tokens, language_model.norm.weight.device
+    out = language_model(
+        inputs_embeds=words(tokens.to(words.weight.device)).to(device),
         position_ids=torch.arange(padding, CONTEXT_TOKENS, device=device)[None],
         output_hidden_states=True,
         use_cache=False,

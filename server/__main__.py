@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from pipeline.errors import OperatorError
 from server import client_ways, compare, keys_command, oneshot, plan_command, weights_command
 from server.settings import Settings
 
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     selftest = commands.add_parser("selftest", help="one tiny forward per component, against stored numbers")
-    selftest.add_argument("--device", default="auto", help="auto, cpu or cuda. Default: auto.")
+    selftest.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N. Default: auto.")
     selftest.set_defaults(run=_selftest)
 
     plan = commands.add_parser("plan", help="what fits a GPU, and about how long a clip takes")
@@ -107,9 +108,13 @@ def _selftest(args: argparse.Namespace) -> int:
     from pipeline import selftest
 
     failed = 0
-    for line, passed in selftest.lines(args.device):
-        failed += not passed
-        sys.stdout.write(f"{line}\n")
+    try:
+        for line, passed in selftest.lines(args.device):
+            failed += not passed
+            sys.stdout.write(f"{line}\n")
+    except OperatorError as error:
+        sys.stderr.write(f"ltxd selftest: {error}\n")
+        return 2
     return 1 if failed else 0
 
 

@@ -42,7 +42,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lora-strength", type=float, help="Strength of the LoRA, in every stage. Default: the recipe's."
     )
-    parser.add_argument("--device", help="auto, cpu or cuda.")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N.")
     parser.add_argument(
         "--dequantise", action="store_true", default=None, help=Settings.model_fields["dequantise"].description
     )

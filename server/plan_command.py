@@ -1,6 +1,7 @@
 """`ltxd plan`: what of LTX-2.3 fits a device for a clip, and about how long it takes. No weights, no GPU needed."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ from typing import Final
 
 from pipeline import flops, memory
 from pipeline.errors import PipelineError
-from pipeline.memory import GB, Need
+from pipeline.expansion import MAX_SECONDS, MAX_TOKENS
+from pipeline.memory import GB, Need, Weights, Writer
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import Recipe
 from pipeline.recipe import load as load_recipe
@@ -18,22 +20,23 @@ from pipeline.types import GenerationRequest, Size
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """Units: bytes; bfloat16 FLOP/s of dense matrix products."""
+    """Units: bytes; bfloat16 FLOP/s of dense matrix products; bytes of its memory a second."""
 
     memory: int
     peak: float
+    bandwidth: float
 
 
 GPUS: Final = MappingProxyType(
     {
-        "h200": Gpu(141 * GB, 989e12),
-        "h100": Gpu(80 * GB, 989e12),
-        "a100-80": Gpu(80 * GB, 312e12),
-        "a100-40": Gpu(40 * GB, 312e12),
-        "l40s": Gpu(48 * GB, 362e12),
-        "rtx-5090": Gpu(32 * GB, 209e12),
-        "rtx-4090": Gpu(24 * GB, 165e12),
-        "rtx-3060": Gpu(12 * GB, 51e12),
+        "h200": Gpu(141 * GB, 989e12, 4800e9),
+        "h100": Gpu(80 * GB, 989e12, 3350e9),
+        "a100-80": Gpu(80 * GB, 312e12, 2039e9),
+        "a100-40": Gpu(40 * GB, 312e12, 1555e9),
+        "l40s": Gpu(48 * GB, 362e12, 864e9),
+        "rtx-5090": Gpu(32 * GB, 209e12, 1792e9),
+        "rtx-4090": Gpu(24 * GB, 165e12, 1008e9),
+        "rtx-3060": Gpu(12 * GB, 51e12, 360e9),
     }
 )
 """Source: the makers' data sheets."""
@@ -41,6 +44,10 @@ SHARE: Final = 0.4
 """Of a GPU's peak that is reckoned with. An assumption: nobody has timed this program on a GPU."""
 TRANSFER: Final = 25 * GB
 """Bytes a second from pinned host memory over PCIe 4.0 x16; an assumption too."""
+UNPINNED: Final = 6 * GB
+"""The same to and from memory that is not pinned."""
+DEQUANTISED: Final = 21
+"""Bytes that a weight in fp8 moves at each use: it becomes float32, is scaled, becomes bfloat16, and is read."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -80,58 +87,93 @@ def run(args: argparse.Namespace) -> int:
     gpu = GPUS[args.gpu]
     room = gpu.memory if args.memory is None else int(args.memory * GB)
     rate = gpu.peak * SHARE if args.tflops is None else args.tflops * 1e12
-    needed = tuple(memory.needs(plan, _weights(recipe), memory=room, passes_per_call=args.passes_per_call))
+    weights = weights_of(recipe)
+    needed = tuple(memory.needs(plan, weights, memory=room, passes_per_call=args.passes_per_call))
     taken = memory.chosen(iter(needed), memory=room)
-    for line in report(plan, needed, room=room, taken=taken, rate=rate):
-        sys.stdout.write(f"{line}\n")
+    lines = [*report(plan, needed, room=room, taken=taken)]
+    if taken is not None:
+        lines += estimates(plan, taken, recipe=recipe, rate=rate, bandwidth=gpu.bandwidth)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0 if taken else 1
 
 
-def report(plan: Plan, needed: tuple[Need, ...], *, room: int, taken: Need | None, rate: float) -> Iterator[str]:
-    """The lines that are printed."""
+def report(plan: Plan, needed: tuple[Need, ...], *, room: int, taken: Need | None) -> Iterator[str]:
+    """What each residency takes."""
     passes = ", ".join(f"{stage.calls} calls of {len(stage.passes)} pass(es)" for stage in plan.stages)
     yield f"{plan.size}, {plan.num_frames} frames, {passes}; {room / GB:.0f} GB of memory. All figures in GB."
     yield ""
     parts = tuple(needed[0].weights)
     phases = tuple(needed[0].phases)
-    columns = ["residency", *parts, *(f"+ {phase}" for phase in phases), "peak", "passes a call", "fits"]
+    columns = ["residency", *parts, "stays", *(f"+ {phase}" for phase in phases), "peak", "passes a call", "fits"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
     for need in needed:
-        figures = [*need.weights.values(), *need.phases.values(), need.peak]
+        figures = [*need.weights.values(), need.stays, *need.phases.values(), need.peak]
         mark = "taken" if need is taken else "yes" if need.fits(room) else "no"
         cells = [need.residency.name, *(f"{f / GB:.2f}" for f in figures), str(need.passes_per_call), mark]
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield f"A phase comes on top of the weights; {memory.RESERVE / GB:g} GB are kept free beside the peak."
+    yield f"A phase comes on top of what stays; {memory.RESERVE / GB:g} GB are kept free beside the peak."
+    yield "Where it is negative, gemma has come to write the prompt and all else waits on the host meanwhile."
     yield "Decoding takes smaller chunks, then tiles, and fewer passes go into a call, where a residency leaves less."
     if taken is None:
         yield "Nothing fits: ask for a smaller or shorter clip, or a larger device."
-        return
-    seconds = estimate(plan, taken, rate=rate)
+
+
+def estimates(plan: Plan, need: Need, *, recipe: Recipe, rate: float, bandwidth: float) -> Iterator[str]:
+    """About how long the clip takes, and how its prompt comes to be written if the request asks for that."""
+    seconds = estimate(plan, need, weights=weights_of(recipe), rate=rate)
     yield (
         f"Estimate, not measured: {sum(seconds.values()):.0f} s at {rate / 1e12:.0f} TFLOP/s ("
         + ", ".join(f"{phase} {value:.1f}" for phase, value in seconds.items())
         + ")"
     )
+    if recipe.expansion == "gemma":
+        ways: dict[Writer, str] = {
+            "resident": "by gemma, which is on the device",
+            "visitor": "by gemma, which is brought over whole for it",
+            "alone": "by gemma, which is brought over whole for it, all else waiting on the host meanwhile",
+            "none": "by fixed clauses: gemma stays on the host",
+        }
+        more = writing(need, weights=weights_of(recipe), bandwidth=bandwidth)
+        yield f"Prompt expansion, if asked for: {ways[need.writer]}; up to {more:.0f} s more, an estimate too."
 
 
-def estimate(plan: Plan, need: Need, *, rate: float) -> dict[str, float]:
+def estimate(plan: Plan, need: Need, *, weights: Weights, rate: float) -> dict[str, float]:
     """Seconds by phase: FLOPs over `rate`, or the time that what waits on the host takes to come over if longer."""
     seconds = {phase: count / rate for phase, count in flops.request(plan).items()}
-    weights = memory.PUBLISHED_WEIGHTS
     if need.residency.blocks_wait:
-        calls = sum(stage.calls for stage in plan.stages)
-        seconds["denoise"] = max(seconds["denoise"], calls * weights.transformer.blocks / TRANSFER)
+        # a call brings over the blocks of its own stage's transformer, once for each of its parts
+        one = weights.transformer.blocks / len(strengths_of(plan))
+        calls = sum(stage.calls * math.ceil(len(stage.passes) / need.passes_per_call) for stage in plan.stages)
+        seconds["denoise"] = max(seconds["denoise"], calls * one / TRANSFER)
     if need.residency.text_waits:
-        seconds["text"] = max(seconds["text"], weights.text_encoder.whole / TRANSFER)
+        read = weights.text_encoder.blocks + (weights.connectors.whole if need.residency.blocks_wait else 0)
+        seconds["text"] = max(seconds["text"], flops.prompts(plan) * read / TRANSFER)
     return seconds
 
 
-def _weights(recipe: Recipe) -> memory.Weights:
+def writing(need: Need, *, weights: Weights, bandwidth: float) -> float:
+    """Seconds that writing the longest prompt takes: Gemma read once for each token, and what is moved for it."""
+    if need.writer == "none":
+        return 0.0
+    text = weights.text_encoder
+    read = text.whole + (text.linears // 2 * DEQUANTISED - text.linears if need.residency.text_fp8 else 0)
+    tokens = min(MAX_TOKENS * read / (bandwidth * SHARE), MAX_SECONDS)
+    visit = 0.0 if need.writer == "resident" else text.whole / TRANSFER
+    aside = 2 * sum(need.weights.values()) / UNPINNED if need.writer == "alone" else 0.0
+    return tokens + visit + aside
+
+
+def strengths_of(plan: Plan | Recipe) -> set[float]:
+    """Strengths of the LoRA: there is a transformer for each."""
+    return {stage.lora_strength for stage in plan.stages}
+
+
+def weights_of(recipe: Recipe) -> Weights:
     """Of what the recipe loads: a transformer for each strength of its LoRA, an upsampler if it names one."""
     published = memory.PUBLISHED_WEIGHTS
-    count, one = len({stage.lora_strength for stage in recipe.stages}), published.transformer
+    count, one = len(strengths_of(recipe)), published.transformer
     transformer = memory.Part(count * one.whole, count * one.linears, count * one.blocks, count * one.block)
     others = {**published.others, **({"upsampler": memory.UPSAMPLER} if recipe.upsampler else {})}
     return replace(published, transformer=transformer, others=others)

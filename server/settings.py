@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     safety_threshold: float = Field(
         0.8, gt=0, le=1, description="Score from 0 to 1 from which a picture counts as not safe."
     )
-    device: str = Field("auto", description="Device to generate on: auto, cpu or cuda.")
+    device: str = Field("auto", description="Device to generate on: auto, cpu, cuda or cuda:N.")
     residency: Literal["auto", "resident", "evict-text", "fp8", "fp8-evict-text", "stream"] = Field(
         "auto", description="What of the model stays on the device; auto is the first that fits."
     )

@@ -108,11 +108,6 @@ def kind_of(published: str) -> Kind | None:
     return None
 
 
-def is_float32(published: str) -> bool:
-    """Whether the published files keep this tensor in float32; they keep the others in bfloat16."""
-    return "scale_shift_table" in published
-
-
 def to_diffusers(published: str, kind: Kind) -> str:
     """The name in the module's state dict. Raises: ValueError for a name that is not of `kind`."""
     return _exchange(published, _TABLES[kind], forward=True)

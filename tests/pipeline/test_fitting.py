@@ -64,6 +64,48 @@ def test_fp8_changes_numbers_a_little(tiny, tmp_path):
     assert 0 < ((found - expected).norm() / expected.norm()).item() < 0.2
 
 
+def written(tiny, folder, **options):
+    """What Gemma, or the template in its place, makes of the words, and the notes on it in the job's log."""
+    asks = replace(TINY, expansion="gemma")
+    pipeline = loading.load(asks, models=tiny, device="cpu", **options)
+    request = replace(REQUEST, expand_prompt=True)
+    clip = generate.generate(pipeline, request, make_plan(request, asks), output=folder / "out.mp4")
+    notes = []
+    while True:
+        try:
+            progress = next(clip)
+        except StopIteration as end:
+            return pipeline, end.value.prompt, [note.partition(" in ")[0] for note in notes]
+        if progress.stage == "expand" and progress.message:
+            notes.append(progress.message)
+
+
+@pytest.mark.parametrize("residency", ["evict-text", "fp8-evict-text"])
+def test_gemma_writes_the_same_prompt_when_it_comes_over_for_it(tiny, tmp_path, residency):
+    _, *expected = written(tiny, tmp_path)
+    pipeline, *found = written(tiny, tmp_path, residency=residency)
+    assert pipeline.writer_here is not None
+    assert found == expected
+
+
+def test_gemma_comes_alone_where_there_is_no_room_beside_the_rest():
+    """32 GB: 27.9 of fp8-evict-text and Gemma's 24.4 do not fit together, and Gemma does without the rest."""
+    needed = memory.needs(fitting.ordinary(TINY), memory.PUBLISHED_WEIGHTS, memory=32 * memory.GB)
+    need = fitting.choose("auto", needed, room=32 * memory.GB)
+    assert (need.residency.name, need.writer) == ("fp8-evict-text", "alone")
+    assert need.stays + need.phases["expand"] == pytest.approx(25.4 * memory.GB, abs=memory.GB)
+
+
+def test_with_stream_the_template_writes_and_the_log_says_so(tiny, tmp_path):
+    pipeline, prompt, notes = written(tiny, tmp_path, residency="stream")
+    assert pipeline.writer_here is None
+    assert prompt.startswith("a red kite.")
+    assert notes == [
+        "gemma writes no prompt: with residency 'stream' it stays on the host here",
+        "prompt written by template: fixed clauses, no language model",
+    ]
+
+
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
     sizes = {need.residency.name: need.peak for need in _needs(tiny, device=0)}
     enough = sizes["resident"] + memory.RESERVE

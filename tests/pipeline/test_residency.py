@@ -99,11 +99,15 @@ def test_tied_weights_are_pinned_once_and_stay_tied():
     whole.layers = nn.ModuleList([Wide(0)])
     pinned = []
     visitor = residency.Visitor(
-        whole, whole, device=CPU, pin=lambda tensor: pinned.append(tensor.shape) or tensor.clone()
+        whole,
+        blocks=("layers",),
+        left=("head",),
+        device=CPU,
+        pin=lambda tensor: pinned.append(tensor.shape) or tensor.clone(),
     )
     assert len(pinned) == 2
     assert whole.head.weight.data_ptr() == whole.embed.weight.data_ptr()
-    with visitor.here():
+    with visitor.whole():
         assert whole.head.weight.data_ptr() == whole.embed.weight.data_ptr()
 
 
@@ -113,18 +117,60 @@ def test_a_whole_slice_is_the_list_itself(blocks):
     assert streamed[2] is list(streamed.children())[2]
 
 
-@torch.inference_mode()
-def test_a_text_encoder_that_visits_reads_as_one_that_stays(tiny):
+@pytest.fixture
+def reading(tiny):
     checkpoint = Checkpoint.open(tiny / "ltx-2.3-tiny.safetensors")
     connectors = load_component(checkpoint, "connectors", dtype=torch.float32, device="cpu")
-    encoder = load_text_encoder(tiny / "gemma", dtype=torch.float32, device="cpu")
+    return load_text_encoder(tiny / "gemma", dtype=torch.float32, device="cpu"), connectors
+
+
+@torch.inference_mode()
+def test_a_text_encoder_and_connectors_that_visit_read_as_those_that_stay(reading):
+    encoder, connectors = reading
     expected = text.encode("a red kite", text_encoder=encoder, connectors=connectors)
-    visitor = residency.Visitor(encoder.language_model, encoder.model, device=CPU)
+    gemma = residency.visiting_text_encoder(encoder.model, device=CPU)
+    visiting = residency.visiting_connectors(connectors, device=CPU)
     for _ in range(2):
-        with visitor.here():
-            found = text.encode("a red kite", text_encoder=encoder, connectors=connectors)
+        with gemma.by_turns():
+            states = text.read("a red kite", text_encoder=encoder)
+        with visiting.by_turns():
+            found = text.context(states, connectors=connectors)
         assert torch.equal(found.video, expected.video)
         assert torch.equal(found.audio, expected.audio)
+
+
+def devices(module):
+    return {place.device.type for place in (*module.parameters(), *module.buffers())}
+
+
+def test_while_gemma_reads_its_words_and_its_eyes_stay_on_the_host(reading):
+    """The device is `meta` here: what is on it has no memory, and computes with nothing from the host."""
+    model = reading[0].model
+    inner = model.model.language_model
+    visitor = residency.visiting_text_encoder(model, device=torch.device("meta"))
+    with visitor.by_turns():
+        assert devices(inner.layers) | devices(inner.norm) | devices(inner.rotary_emb) == {"meta"}
+        left = (inner.embed_tokens, model.model.vision_tower, model.model.multi_modal_projector, model.lm_head)
+        assert {kind for part in left for kind in devices(part)} == {"cpu"}
+
+
+def test_to_write_all_of_gemma_comes_over_and_others_make_room(reading):
+    model, connectors = reading[0].model, reading[1]
+    visitor = residency.visiting_text_encoder(model, device=torch.device("meta"))
+    with visitor.whole(instead_of=[connectors]):
+        assert devices(model) == {"meta"}
+        assert devices(connectors) == {"cpu"}
+    assert devices(connectors) == {"meta"}
+    assert devices(model.model.vision_tower) == {"cpu"}
+
+
+@pytest.mark.parametrize("way", ["by_turns", "whole"])
+def test_a_visit_that_ends_in_an_error_is_over(reading, way):
+    model = reading[0].model
+    visitor = residency.visiting_text_encoder(model, device=torch.device("meta"))
+    with pytest.raises(ZeroDivisionError), getattr(visitor, way)():
+        raise ZeroDivisionError
+    assert devices(model.model.vision_tower) == devices(model.lm_head) == {"cpu"}
 
 
 @torch.inference_mode()

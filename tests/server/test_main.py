@@ -93,3 +93,8 @@ def test_without_keys_the_server_refuses_to_be_reached_from_elsewhere(tmp_path, 
 def test_an_unknown_command_is_refused():
     with pytest.raises(SystemExit):
         main(["fly"])
+
+
+def test_a_self_test_on_a_device_that_is_not_there_says_so(capsys):
+    assert main(["selftest", "--device", "cuda:99"]) == 2
+    assert "ltxd selftest: there is no device 'cuda:99'" in capsys.readouterr().err

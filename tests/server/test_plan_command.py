@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
-from pipeline import memory
+from pipeline import fitting, memory
+from pipeline.recipe import load
+from server import plan_command
 from server.__main__ import main
 
 
@@ -75,8 +77,59 @@ def test_what_stays_on_the_device_is_what_the_names_say():
     total = {name: sum(parts.values()) / 1e9 for name, parts in held.items()}
     assert total["resident"] == pytest.approx(70.8, abs=0.1)
     assert total["evict-text"] == pytest.approx(46.4, abs=0.1)
+    assert total["fp8"] == pytest.approx(41.5, abs=0.1)
     assert total["fp8-evict-text"] == pytest.approx(27.9, abs=0.1)
-    assert total["stream"] < 12
+    assert total["stream"] == pytest.approx(4.5, abs=0.1)
+
+
+@pytest.mark.parametrize("room", ["12", "24", "141"])
+def test_stream_peaks_under_10_gb_on_every_device(capsys, room):
+    _, out = printed(capsys, "--resolution", "1280x704", "--memory", room)
+    rows = [line.strip("| ").split(" | ") for line in out.out.splitlines() if line.startswith("|")]
+    [stream] = [row for row in rows if row[0] == "stream"]
+    assert float(stream[rows[0].index("peak")]) < 10
+    assert stream[-1] == ("taken" if room in {"12", "24"} else "yes")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--gpu", "h100"), "by gemma, which is on the device"),
+        (("--gpu", "rtx-5090"), "by gemma, which is brought over whole for it, all else waiting on the host"),
+        (("--gpu", "rtx-3060"), "by fixed clauses: gemma stays on the host"),
+    ],
+)
+def test_the_plan_says_how_a_prompt_comes_to_be_written(capsys, flags, told):
+    _, out = printed(capsys, *flags)
+    [line] = [line for line in out.out.splitlines() if line.startswith("Prompt expansion")]
+    assert told in line
+
+
+def test_gemma_comes_over_to_write_beside_what_stays_where_both_have_room():
+    needed = memory.needs(fitting.ordinary(load("quality")), memory.PUBLISHED_WEIGHTS, memory=80 * memory.GB)
+    writers = {need.residency.name: need.writer for need in needed}
+    assert writers == {
+        "resident": "resident",
+        "evict-text": "visitor",
+        "fp8": "resident",
+        "fp8-evict-text": "visitor",
+        "stream": "none",
+    }
+
+
+def test_seconds_count_the_blocks_of_each_transformer_as_often_as_its_stage_calls_it():
+    """31 calls of three passes and 7 of one, which streaming does one pass at a time if there is room for no more."""
+    recipe = load("hq")
+    plan = fitting.ordinary(recipe)
+    weights = plan_command.weights_of(recipe)
+    one = memory.PUBLISHED_WEIGHTS.transformer
+    assert weights.transformer.whole == 2 * one.whole
+    for passes, calls in ((3, 31 + 7), (1, 31 * 3 + 7)):
+        [*_, stream] = memory.needs(plan, weights, memory=None, passes_per_call=passes)
+        seconds = plan_command.estimate(plan, stream, weights=weights, rate=1e18)
+        assert seconds["denoise"] == pytest.approx(calls * one.blocks / plan_command.TRANSFER)
+        [evicted] = [n for n in memory.needs(plan, weights, memory=None) if n.residency.name == "evict-text"]
+        assert evicted.weights["transformer"] == 2 * one.whole
 
 
 def test_planning_loads_no_torch():
