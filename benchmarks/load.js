@@ -12,12 +12,12 @@ const at = (rate, vus, run) => ({
   timeUnit: "1s",
   duration: `${SECONDS}s`,
   preAllocatedVUs: vus,
-  maxVUs: 4 * vus,
+  maxVUs: vus,
   exec: run,
 });
 
 export const options = {
-  scenarios: { status: at(STATUS_RATE, 50, "status"), submit: at(SUBMIT_RATE, 10, "submit") },
+  scenarios: { status: at(STATUS_RATE, 300, "status"), submit: at(SUBMIT_RATE, 20, "submit") },
   summaryTrendStats: ["med", "p(95)", "p(99)", "max", "count"],
   // named so that the summary has them apart
   thresholds: {

@@ -24,11 +24,13 @@ from server.routes import metrics as counting
 from server.routes import uploads as uploading
 from server.schema import APP
 from server.settings import Settings
+from server.shortcut import Shortcut
 from server.store import Store
 from server.tickets import Tickets
 from server.troubles import answer_troubles
 from server.uploads import Uploads
 
+REQUEST_ID = "x-fal-request-id"
 NOT_AGAIN = {"x-fal-retryable": "false", "x-fal-needs-retry": "0"}
 """What an error says unless it knows better."""
 
@@ -88,7 +90,8 @@ def create_app(
     async def answer_fault(_request: Request, _error: Exception) -> Response:
         return fail(plain("internal_error", "Internal error"))
 
-    return Edge(app, settings, access)
+    inner = app if settings.role == "worker" else Shortcut(app, jobs)
+    return Edge(inner, settings, access)
 
 
 def _unknown(detail: str) -> Response:
@@ -116,7 +119,7 @@ class Edge:
         # why: with a target URL the path says nothing of where the request goes
         file = asked_for_file and "x-fal-target-url" not in headers
         any_page = file or not self._access.keyless
-        common = {"x-fal-request-id": str(uuid.uuid4()), "x-content-type-options": "nosniff"}
+        common = {"x-content-type-options": "nosniff"}
         why = refusal(headers, self._settings, any_page=any_page)
         if any_page:
             common |= cors(None)
@@ -128,6 +131,8 @@ class Edge:
                 answer = MutableHeaders(scope=message)
                 for name, value in (common | NOT_AGAIN if message["status"] >= 400 else common).items():
                     answer.setdefault(name, value)
+                if REQUEST_ID not in answer:
+                    answer[REQUEST_ID] = str(uuid.uuid4())
             await send(message)
 
         early = self._early(scope, headers, why)

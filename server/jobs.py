@@ -21,9 +21,10 @@ from server.defaults import filled
 from server.disk import free_bytes
 from server.errors import Failure, FalError, from_worker, invalid, model_failure, not_json, plain, with_inputs
 from server.media import too_large
-from server.records import NOBODY, Job, LogLine, Sender, SubmitOutcome
+from server.records import NOBODY, Job, Sender, SubmitOutcome
 from server.schema import File, ImageToVideoInput, ImageToVideoOutput
 from server.settings import Settings
+from server.statuses import Status
 from server.store import Store
 from server.terms import Terms
 
@@ -144,15 +145,15 @@ class Jobs:
             raise JobNotFoundError(job_id)
         return job
 
-    async def look(self, job_id: str, key_id: str | None, *, logs: bool) -> tuple[Job, list[LogLine] | None]:
-        """The job as `own` gives it, and its log, if wanted: as cheap as it is asked for often.
+    async def look(self, job_id: str, key_id: str | None, *, logs: bool, base: str) -> Status:
+        """The status of the job, if it is the caller's as `own` says: as cheap as it is asked for often.
 
         Raises: JobNotFoundError.
         """
-        job, lines = await self._board.look(job_id, logs=logs)
-        if job is None or job.key_id != key_id:
+        status = await self._board.look(job_id, logs=logs, base=base)
+        if status is None or status.key_id != key_id:
             raise JobNotFoundError(job_id)
-        return job, lines
+        return status
 
     async def own(self, job_id: str, key_id: str | None) -> Job:
         """The job, if it is of the key `key_id`, or of nobody while there are no keys.

@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,9 +14,10 @@ from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import JobNotFoundError, Jobs
 from server.keys import sender_of
-from server.records import Job, LogLine
 from server.schema import APP, ENDPOINT
 from server.settings import Settings
+from server.shortcut import answer_status
+from server.statuses import links, status_body, wants_logs
 from server.terms import terms_of
 from server.webhooks import target
 
@@ -44,7 +44,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         else:
             job_id = await jobs.submit(given, terms=terms, max_waiting=limit, sender=sender)
         job = await jobs.get(job_id)
-        answer = _links(job_id, caller(request).base) | {
+        answer = links(job_id, caller(request).base) | {
             "status": "IN_QUEUE",
             "queue_position": job.position,
             "logs": None,
@@ -53,14 +53,12 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
         return reply(answer, headers={"x-fal-request-id": job_id})
 
     async def status(request: Request, job_id: str) -> Response:
-        job, logs = await jobs.look(job_id, key_id_of(request), logs=_wants_logs(request))
-        answer = status_body(job, base=caller(request).base, logs=logs)
-        code = 200 if job.status == "COMPLETED" else 202
-        return reply(answer, status=code, headers={"x-fal-request-id": job_id})
+        return await answer_status(jobs, request.scope, job_id)
 
     async def status_stream(request: Request, job_id: str) -> Response:
         await jobs.own(job_id, key_id_of(request))
-        events = _events(jobs, agent, job_id, base=caller(request).base, wants_logs=_wants_logs(request))
+        wanted = wants_logs(request.scope["query_string"])
+        events = _events(jobs, agent, job_id, base=caller(request).base, logs=wanted)
         headers = {"x-fal-request-id": job_id, "cache-control": "no-cache"}
         return StreamingResponse(events, headers=headers, media_type="text/event-stream")
 
@@ -92,22 +90,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
     return routes
 
 
-def status_body(job: Job, *, base: str, logs: list[LogLine] | None) -> dict[str, Any]:
-    """The status of a job. Without `logs` asked for they are null, as a client's loop over them expects neither."""
-    body: dict[str, Any] = {"status": job.status} | _links(job.id, base)
-    if job.status == "IN_QUEUE":
-        body["queue_position"] = job.position
-    body["logs"] = None if logs is None else [_log_entry(line) for line in logs]
-    body["metrics"] = {}
-    if job.status == "COMPLETED":
-        if job.inference_seconds is not None:
-            body["metrics"] = {"inference_time": job.inference_seconds}
-        if job.failure is not None:
-            body |= {"error": job.failure.summary(), "error_type": job.failure.error_type}
-    return body
-
-
-async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, wants_logs: bool) -> AsyncIterator[str]:
+async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, logs: bool) -> AsyncIterator[str]:
     """The status at every change, each with only the log lines that are new, until the job has ended."""
     told: dict[str, Any] = {}
     lines = 0
@@ -116,13 +99,13 @@ async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, wants_log
         seen = jobs.rings
         try:
             job = await jobs.get(job_id)
-            logs = await jobs.store.logs(job_id, after=lines) if wants_logs else None
+            new = await jobs.store.logs(job_id, after=lines) if logs else None
         except StoreUnavailableError:
             await jobs.change(jobs.rings)
             continue
-        body = status_body(job, base=base, logs=logs)
-        if logs or body | {"logs": None} != told:
-            lines += len(logs or [])
+        body = status_body(job, base=base, logs=new)
+        if new or body | {"logs": None} != told:
+            lines += len(new or [])
             told = body | {"logs": None}
             quiet_since = asyncio.get_running_loop().time()
             yield f"data: {json.dumps(body)}\n\n"
@@ -132,25 +115,6 @@ async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, wants_log
         if job.status == "COMPLETED":
             return
         await jobs.change(seen)
-
-
-def _links(job_id: str, base: str) -> dict[str, Any]:
-    url = f"{base}/{APP}/requests/{job_id}"
-    return {
-        "request_id": job_id,
-        "response_url": url,
-        "status_url": f"{url}/status",
-        "cancel_url": f"{url}/cancel",
-    }
-
-
-def _log_entry(line: LogLine) -> dict[str, str]:
-    at = datetime.fromtimestamp(line.at, UTC).isoformat()
-    return {"message": line.message, "level": line.level, "source": "USER", "timestamp": at}
-
-
-def _wants_logs(request: Request) -> bool:
-    return request.query_params.get("logs", "").lower() in ("1", "true")
 
 
 def _max_waiting(request: Request, settings: Settings) -> int:

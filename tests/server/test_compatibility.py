@@ -47,7 +47,7 @@ def routes() -> set[tuple[str, str]]:
         name: object() for name, of in inspect.signature(create_app).parameters.items() if of.kind is of.KEYWORD_ONLY
     }
     app = create_app(Settings(port=0), **parts)
-    return {(method, re.sub(r"\{\w*id\}", "{id}", path)) for method, path in routes_in(app._app.routes)}
+    return {(method, re.sub(r"\{\w*id\}", "{id}", path)) for method, path in routes_in(app._app._app.routes)}
 
 
 def told_routes() -> dict[tuple[str, str], str]:
