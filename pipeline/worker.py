@@ -30,6 +30,7 @@ from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Message, Re
 EXIT_FAILED = 70
 PR_SET_PDEATHSIG = 1
 NICENESS = 5
+AUTOGROUP = Path("/proc/self/autogroup")
 
 Start = Callable[[Generate], Generator[Progress, None, Generated]]
 
@@ -96,6 +97,10 @@ def protect() -> None:
     Where processors are few, the server comes first: it answers within milliseconds, a clip takes minutes.
     """
     os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        # why: Linux may weigh sessions against each other, and niceness then counts only within one; this one is ours
+        with contextlib.suppress(OSError):
+            AUTOGROUP.write_text(str(NICENESS))
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

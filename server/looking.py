@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, bindparam, func, or_, select
 
 from server.database import Database
 from server.records import Job, LogLine, StoredFile, job_of
@@ -79,25 +79,31 @@ class Looking:
         return await self._database.read(work)
 
 
+# built once: a status is asked for at every change, and to build its statements takes longer than to run them
 _WAITING = select(func.count()).select_from(JOBS).where(JOBS.c.status == "IN_QUEUE")
-_SEEN = [column for column in JOBS.c if column.name != "payload"]
+_SEEN = select(*(column for column in JOBS.c if column.name != "payload")).where(JOBS.c.id == bindparam("job_id"))
+_BEFORE = _WAITING.where(
+    or_(
+        JOBS.c.priority < bindparam("priority"),
+        and_(JOBS.c.priority == bindparam("priority"), JOBS.c.seq < bindparam("seq")),
+    )
+)
+_LINES = (
+    select(LOGS.c.at, LOGS.c.level, LOGS.c.message)
+    .where(LOGS.c.job_id == bindparam("job_id"), LOGS.c.n >= bindparam("after"))
+    .order_by(LOGS.c.n)
+)
 
 
 def _job(connection: Connection, job_id: str) -> Job | None:
-    row = connection.execute(select(*_SEEN).where(JOBS.c.id == job_id)).one_or_none()
+    row = connection.execute(_SEEN, {"job_id": job_id}).one_or_none()
     if row is None:
         return None
     ahead = 0
     if row.status == "IN_QUEUE":
-        before = or_(JOBS.c.priority < row.priority, and_(JOBS.c.priority == row.priority, JOBS.c.seq < row.seq))
-        ahead = connection.scalar(_WAITING.where(before)) or 0
+        ahead = connection.scalar(_BEFORE, {"priority": row.priority, "seq": row.seq}) or 0
     return job_of(row, position=ahead)
 
 
 def _log(connection: Connection, job_id: str, *, after: int = 0) -> list[LogLine]:
-    query = (
-        select(LOGS.c.at, LOGS.c.level, LOGS.c.message)
-        .where(LOGS.c.job_id == job_id, LOGS.c.n >= after)
-        .order_by(LOGS.c.n)
-    )
-    return [LogLine(*row) for row in connection.execute(query)]
+    return [LogLine(*row) for row in connection.execute(_LINES, {"job_id": job_id, "after": after})]

@@ -1,6 +1,6 @@
 """The tables of jobs, logs and files. A change here needs a new file in `server/migrations/versions/`."""
 
-from sqlalchemy import Column, Float, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
 METADATA = MetaData()
 
@@ -10,9 +10,8 @@ JOBS = Table(
     Column("seq", Integer, primary_key=True, autoincrement=True),
     Column("id", String(36), nullable=False, unique=True),
     Column("key_id", String(32), index=True),  # whose job it is; null: submitted while there were no keys
-    Column("status", String(11), nullable=False, index=True),
+    Column("status", String(11), nullable=False),
     Column("priority", Integer, nullable=False),  # 0 normal, 1 low
-    Column("payload", LargeBinary),  # dropped when the job ends
     Column("payload_size", Integer, nullable=False, server_default="0"),
     Column("attempts", Integer, nullable=False, default=0),
     Column("owner", String(64)),
@@ -32,6 +31,10 @@ JOBS = Table(
     Column("finished", Float, index=True),
     Column("log_lines", Integer, nullable=False, server_default="0"),
     Column("log_characters", Integer, nullable=False, server_default="0"),
+    # dropped when the job ends. Last, for SQLite reads a row from its front, and megabytes would be in the way
+    Column("payload", LargeBinary),
+    # counts those that wait, their bytes and who is before whom without a look at the rows
+    Index("ix_jobs_waiting", "status", "priority", "seq", "payload_size"),
     sqlite_autoincrement=True,
 )
 
