@@ -1,3 +1,4 @@
+import os
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from pipeline.errors import ContentError
 from pipeline.types import Generated, GenerationRequest, Progress, Size
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Stop, pack, receive
-from pipeline.worker import EXIT_FAILED, work
+from pipeline.worker import EXIT_FAILED, NICENESS, work
 
 JOB = Generate(
     GenerationRequest(
@@ -175,3 +176,20 @@ def test_a_model_that_does_not_load_is_said_and_ends_the_process(program):
     assert answer.kind == "RecipeError"
     assert "no-such-recipe" in answer.message
     assert process.wait(30) == EXIT_FAILED
+
+
+STEP_BACK = """
+import os
+from pipeline.worker import AUTOGROUP, protect
+protect()
+print(os.nice(0), AUTOGROUP.read_text().split()[-1] if AUTOGROUP.exists() else "none")
+"""
+
+
+def test_a_process_steps_back_behind_the_server_and_so_does_its_session():
+    command = [sys.executable, "-c", STEP_BACK]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True, check=True)
+    niceness, of_session = done.stdout.split()
+    assert int(niceness) == min(19, os.nice(0) + NICENESS)
+    # a kernel that does not weigh sessions has no such file
+    assert of_session in (str(NICENESS), "none")
