@@ -1,133 +1,150 @@
-"""The store against a model of it: any order of submits, claims, ends, kills and lost leases, on two nodes."""
+"""The store against a model of it: any order of what callers ask, nodes do and time brings, with kills in between.
+
+What the product does is done by its own code: attempts, uploads, the sweeper, webhooks, orphans, deadlines. Time is
+moved by writing to the rows what a clock would have made of them.
+"""
 
 import asyncio
+import base64
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+import obstore
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import update
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy import select, update
 
-from server.database import Database, open_database
-from server.records import Claim
-from server.store import Store
-from server.tables import JOBS
+from server.blobs import LocalBlobs
+from server.bucket import BucketBlobs
+from server.database import open_database
+from server.deadlines import _end_due
+from server.errors import FalError, plain
+from server.jobs import JobNotFoundError, freeze
+from server.records import Claim, Sender, WebhookTarget
+from server.schema import ImageToVideoInput
+from server.sweeper import sweep
+from server.tables import FILES, JOBS, LOGS, WEBHOOKS
 from server.terms import Terms
+from server.uploads import new_slot
+from server.webhooks import Due
+from tests.server.store_model import CLIP, MAX_ATTEMPTS, Death, Hook, KnownFile, KnownJob, Place
 
-MAX_ATTEMPTS = 3
 NODES = ("node 0", "node 1")
+LIMITS = {"careful": 2, "free": None, None: None}
+"""The keys, and nobody's, with the jobs each may have in flight."""
+MAX_WAITING = 5
+PAYLOAD = freeze(ImageToVideoInput(prompt="a", image_url="data:,x", seed=1, sync_mode=True))
+PAGE = 60.0
+RETENTION = 3600.0
+NO = plain("bad_request", "no")
 
-
-@dataclass
-class Known:
-    """What the model knows of a job. `place` is that of its submit."""
-
-    place: int
-    priority: int
-    status: str = "IN_QUEUE"
-    attempts: int = 0
-    owner: str | None = None
-    cancelled: bool = False
-    lapsed: bool = False
-    ends: int = 0
-
-    def end(self) -> None:
-        self.status, self.owner = "COMPLETED", None
-        self.ends += 1
-
-    def give_up(self, *, counted: bool = True) -> None:
-        if self.cancelled or (counted and self.attempts >= MAX_ATTEMPTS):
-            self.end()
-        else:
-            self.status, self.owner = "IN_QUEUE", None
-            self.attempts -= not counted
+node = st.integers(0, 1)
+one_of = st.integers(0, 30)
+key = st.sampled_from(list(LIMITS))
+hooked = st.sampled_from([False, False, True])
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """`open_nodes` opens one database for each node; a database that only one process may open is given once."""
-
-    claims = Bundle("claims")
-
-    def __init__(self, open_nodes: Callable[[], list[Database]]) -> None:
+    def __init__(self, place: Place) -> None:
         super().__init__()
-        self.open_nodes = open_nodes
+        self.place = place
         self.runner = asyncio.Runner()
-        self.jobs: dict[str, Known] = {}
-        self.open()
-
-    def open(self) -> None:
-        self.databases = self.open_nodes()
-        self.stores = [Store(database) for database in self.databases]
+        self.run = self.runner.run
+        self.jobs: dict[str, KnownJob] = {}
+        self.files: dict[str, KnownFile] = {}
+        self.slots = [new_slot("a", "image/png", key_id=None, keep_for=None) for _ in range(3)]
+        self.claims: list[Claim] = []
+        self.deliveries: list[Due] = []
+        self.submits = self.clock = 0
+        self.nodes = place.nodes(NODES)
 
     def teardown(self) -> None:
-        for database in self.databases:
-            self.runner.run(database.close())
+        for it in self.nodes:
+            self.run(it.database.close())
         self.runner.close()
 
-    def store(self, node: int) -> Store:
-        return self.stores[node % len(self.stores)]
+    def at(self, number: int):
+        return self.nodes[number % len(self.nodes)]
 
     def held(self, claim: Claim) -> bool:
-        job = self.jobs[claim.id]
-        return job.status == "IN_PROGRESS" and (job.owner, job.attempts) == (claim.owner, claim.attempt)
+        job = self.jobs.get(claim.id)
+        mine = (claim.owner, claim.attempt)
+        return job is not None and job.status == "IN_PROGRESS" and (job.owner, job.attempts) == mine
 
-    @rule(node=st.integers(0, 1), priority=st.integers(0, 1))
-    def submit(self, node: int, priority: int) -> None:
-        name = f"job {len(self.jobs)}"
-        done = self.runner.run(self.store(node).submit(name, b"{}", terms=Terms(priority), max_waiting=1000))
-        assert done == "accepted"
-        self.jobs[name] = Known(len(self.jobs), priority)
+    def pick(self, number: int, *, held: bool) -> Claim | None:
+        """One of the claims that are held, or of those that came too late."""
+        fitting = [claim for claim in self.claims if self.held(claim) is held]
+        return fitting[number % len(fitting)] if fitting else None
 
-    @rule(node=st.integers(0, 1), target=claims)
-    def claim(self, node: int) -> Claim | None:
-        claim = self.runner.run(self.store(node).claim(NODES[node], lease=600))
-        waiting = [(job.priority, job.place, name) for name, job in self.jobs.items() if job.status == "IN_QUEUE"]
-        assert (claim and claim.id) == (min(waiting)[2] if waiting else None)
-        if claim is not None:
-            job = self.jobs[claim.id]
-            job.status, job.owner, job.attempts, job.lapsed = "IN_PROGRESS", claim.owner, job.attempts + 1, False
-            assert claim.attempt == job.attempts <= MAX_ATTEMPTS
-        return claim
+    def job(self, number: int) -> tuple[str, KnownJob | None]:
+        names = [*self.jobs, "unknown"]
+        return names[number % len(names)], self.jobs.get(names[number % len(names)])
 
-    # what was once claimed may be finished again and again, by one that was killed and one that took over
-    @rule(node=st.integers(0, 1), claim=claims)
-    def finish(self, node: int, claim: Claim | None) -> None:
-        if claim is None:
-            return
-        done = self.runner.run(self.store(node).finish(claim, result={"by": claim.attempt}))
-        assert done == self.held(claim)
-        if done:
-            self.jobs[claim.id].end()
+    def write(self, statement) -> None:
+        self.run(self.nodes[0].store.write(lambda connection: connection.execute(statement)))
 
-    @rule(node=st.integers(0, 1), claim=claims, counted=st.booleans())
-    def release(self, node: int, claim: Claim | None, counted: bool) -> None:
-        if claim is None:
-            return
-        done = self.runner.run(self.store(node).release(claim, max_attempts=MAX_ATTEMPTS, counted=counted))
-        assert (done != "lost") == self.held(claim)
-        if done != "lost":
-            self.jobs[claim.id].give_up(counted=counted)
-            assert (done == "waits") == (self.jobs[claim.id].status == "IN_QUEUE")
+    # -- what callers ask
 
-    @rule(node=st.integers(0, 1), claim=claims)
-    def renew(self, node: int, claim: Claim | None) -> None:
-        if claim is None:
-            return
-        standing = self.runner.run(self.store(node).renew(claim, lease=600))
-        job = self.jobs[claim.id]
-        assert standing == (("cancelled" if job.cancelled else "held") if self.held(claim) else "lost")
-        if self.held(claim):
-            job.lapsed = False
+    def take(self, outcome: str, name: str, job: KnownJob) -> None:
+        """Holds the outcome of a submit against the limits."""
+        waiting = [other.size for other in self.jobs.values() if other.status == "IN_QUEUE"]
+        limit = LIMITS[job.key]
+        busy = sum(other.key == job.key and other.status != "COMPLETED" for other in self.jobs.values())
+        if len(waiting) >= MAX_WAITING:
+            assert outcome == "queue full"
+        elif waiting and sum(waiting) + job.size > 4 * len(PAYLOAD):
+            assert outcome == "queue too large"
+        elif limit is not None and busy >= limit:
+            assert outcome == "too many in flight"
+        else:
+            assert outcome == "accepted"
+            self.jobs[name] = job
 
-    @rule(node=st.integers(0, 1), number=st.integers(0, 20))
+    def sender(self, key: str | None, hooked: bool) -> Sender:
+        target = WebhookTarget("http://receiver.example/", "http://me", private=False) if hooked else None
+        return Sender(key, LIMITS[key], target)
+
+    def limits(self, key: str | None, hooked: bool) -> dict:
+        bounds = {"max_waiting": MAX_WAITING, "max_bytes": 4 * len(PAYLOAD)}
+        return {"sender": self.sender(key, hooked), **bounds}
+
+    @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=3))
+    def submit_some(self, priorities: list[int]) -> None:
+        for priority in priorities:
+            self.submit(0, "free", priority, False, None, False)
+
+    @rule(node=node, key=key, priority=st.integers(0, 1), hooked=hooked, asked=st.sampled_from([None, "x", "y"]),
+          bounded=st.booleans())  # fmt: skip
+    def submit(
+        self, node: int, key: str | None, priority: int, hooked: bool, asked: str | None, bounded: bool
+    ) -> None:
+        name = f"job {self.submits}"
+        job = KnownJob(self.submits, priority, key, len(PAYLOAD), Hook() if hooked else None, asked)
+        job.call, job.must_begin = asked and "attended", "by then" if bounded else "some day"
+        terms = Terms(priority, start_within=1000.0 if bounded else None)
+        store = self.at(node).store
+        self.take(
+            self.run(store.submit(name, PAYLOAD, terms=terms, asked=asked, **self.limits(key, hooked))), name, job
+        )
+        self.submits += 1
+
+    @rule(node=node, key=key, hooked=hooked)
+    def submit_what_is_wrong(self, node: int, key: str | None, hooked: bool) -> None:
+        name = f"job {self.submits}"
+        job = KnownJob(self.submits, 0, key, 0, Hook() if hooked else None, begun=True)
+        self.take(self.run(self.at(node).store.submit_failed(name, NO, **self.limits(key, hooked))), name, job)
+        if name in self.jobs:
+            job.end(NO.status)
+        self.submits += 1
+
+    @rule(node=node, number=one_of)
     def cancel(self, node: int, number: int) -> None:
-        name = f"job {number}"
-        outcome = self.runner.run(self.store(node).cancel(name))
-        job = self.jobs.get(name)
+        name, job = self.job(number)
+        outcome = self.run(self.at(node).store.cancel(name))
         if job is None:
             assert outcome == "NOT_FOUND"
         elif job.status == "COMPLETED":
@@ -135,82 +152,325 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert outcome == "CANCELLATION_REQUESTED"
             if job.status == "IN_QUEUE":
-                job.end()
+                job.end(499)
             else:
                 job.cancelled = True
 
-    @rule(claim=claims)
-    def lose_lease(self, claim: Claim | None) -> None:
-        """The node was killed, or cut off: nothing renews its lease, and time goes by."""
-        if claim is not None and self.held(claim):
-            past = update(JOBS).where(JOBS.c.id == claim.id).values(lease_until=0.0)
-            self.runner.run(self.store(0).write(lambda connection: connection.execute(past)))
-            self.jobs[claim.id].lapsed = True
+    @rule(node=node, number=one_of, stays=st.booleans())
+    def wait_on(self, node: int, number: int, stays: bool) -> None:
+        """A caller who waits is seen to, or is gone."""
+        name, job = self.job(number)
+        orphans = self.at(node).orphans
+        self.run(orphans.attend(name) if stays else orphans.leave(name))
+        if job is not None and job.call is not None:
+            job.call = "attended" if stays else "lost"
 
-    @rule(node=st.integers(0, 1))
+    @rule(node=node, asked=st.sampled_from(["x", "y", "z"]))
+    def adopt(self, node: int, asked: str) -> None:
+        orphans = [(job.place, name) for name, job in self.jobs.items() if job.asked == asked and job.adoptable]
+        assert self.run(self.at(node).orphans.adopt(asked)) == (min(orphans)[1] if orphans else None)
+        if orphans:
+            self.jobs[min(orphans)[1]].call = "attended"
+
+    @rule(node=node, number=one_of, other=st.booleans(), dies=st.sampled_from([None, "before put", "after put"]))
+    def upload(self, node: int, number: int, other: bool, dies: Death | None) -> None:
+        slot = self.slots[number % len(self.slots)]
+        it, known = self.at(node), self.files.get(slot.file_id)
+        live = known is not None and known.expired is None
+        content = b"others" if other and live else slot.file_id.encode()
+
+        async def body():
+            yield content
+
+        with it.dying(dies):
+            try:
+                self.run(it.uploads.put(slot, body()))
+            except FalError:
+                assert live
+                assert content == b"others"
+                return
+        assert content != b"others"
+        if not live:
+            known = self.files[slot.file_id] = KnownFile(content, has_bytes=known is not None and known.has_bytes)
+        known.has_bytes |= dies != "before put"
+
+    # -- what nodes do
+
+    @rule(node=node)
+    def claim(self, node: int) -> None:
+        claim = self.run(self.at(node).store.claim(NODES[node], lease=600))
+        ready = [(j.priority, j.place, name) for name, j in self.jobs.items() if j.status == "IN_QUEUE" and not j.late]
+        assert (claim and claim.id) == (min(ready)[2] if ready else None)
+        if claim is not None:
+            job = self.jobs[claim.id]
+            job.status, job.owner, job.attempts = "IN_PROGRESS", claim.owner, job.attempts + 1
+            job.lapsed, job.begun = False, True
+            assert claim.attempt == job.attempts <= MAX_ATTEMPTS
+            self.claims.append(claim)
+
+    @rule(node=node, number=one_of, held=st.booleans(),
+          dies=st.sampled_from([None, None, "before put", "after put"]))  # fmt: skip
+    def make_the_clip(self, node: int, number: int, held: bool, dies: Death | None) -> None:
+        claim = self.pick(number, held=held)
+        if claim is None:
+            return
+        it = self.at(node)
+        with it.dying(dies):
+            self.run(it.attempt(claim))
+        [made] = self.rows(FILES.c.id) - self.files.keys()
+        self.files[made] = KnownFile(CLIP, has_bytes=dies != "before put")
+        if held and dies is None:
+            self.jobs[claim.id].end(200)
+            self.jobs[claim.id].file = made
+
+    @rule(node=node, number=one_of, held=st.booleans())
+    def fail(self, node: int, number: int, held: bool) -> None:
+        if (claim := self.pick(number, held=held)) is not None:
+            assert self.run(self.at(node).store.finish(claim, failure=NO)) is held
+            if held:
+                self.jobs[claim.id].end(NO.status)
+
+    @rule(node=node, number=one_of, held=st.booleans(), counted=st.booleans())
+    def release(self, node: int, number: int, held: bool, counted: bool) -> None:
+        if (claim := self.pick(number, held=held)) is None:
+            return
+        became = self.run(self.at(node).store.release(claim, max_attempts=MAX_ATTEMPTS, counted=counted))
+        assert (became != "lost") is held
+        if held:
+            self.jobs[claim.id].give_up(counted=counted)
+            assert (became == "waits") == (self.jobs[claim.id].status == "IN_QUEUE")
+
+    @rule(node=node, number=one_of, held=st.booleans())
+    def renew(self, node: int, number: int, held: bool) -> None:
+        if (claim := self.pick(number, held=held)) is None:
+            return
+        job, store = self.jobs.get(claim.id), self.at(node).store
+        standing = "lost" if not held else "cancelled" if job.cancelled else "held"
+        assert self.run(store.standing(claim)) == self.run(store.renew(claim, lease=600)) == standing
+        if held:
+            job.lapsed = False
+
+    @rule(node=node)
     def reclaim(self, node: int) -> None:
         lost = [j for j in self.jobs.values() if j.status == "IN_PROGRESS" and j.lapsed and j.owner != NODES[node]]
-        found = self.runner.run(self.store(node).reclaim(max_attempts=MAX_ATTEMPTS, but=NODES[node]))
-        assert found == len(lost)
+        assert self.run(self.at(node).store.reclaim(max_attempts=MAX_ATTEMPTS, but=NODES[node])) == len(lost)
         for job in lost:
             job.give_up()
+
+    @rule(node=node, dies=st.sampled_from([None, None, "before delete", "after delete"]))
+    def sweep(self, node: int, dies: Death | None) -> None:
+        it = self.at(node)
+        with it.dying(dies):
+            self.run(sweep(it.store, it.blobs, row_retention=RETENTION))
+        expired = sorted((f.expired, file_id) for file_id, f in self.files.items() if f.expired is not None)
+        if expired and dies is not None:
+            self.files[expired[0][1]].has_bytes &= dies != "after delete"
+            return
+        for _, file_id in expired:
+            del self.files[file_id]
+        self.jobs = {name: job for name, job in self.jobs.items() if not job.old}
+
+    @rule(node=node)
+    def end_what_is_due(self, node: int) -> None:
+        self.run(self.at(node).store.change(lambda connection: _end_due(connection, PAGE)))
+        for job in self.jobs.values():
+            if job.late:
+                job.end(504)
+            elif job.call == "long lost" and job.status == "IN_QUEUE":
+                job.end(499)
+            elif job.call == "long lost" and job.status == "IN_PROGRESS":
+                job.cancelled = True
+
+    @rule(node=node)
+    def take_a_webhook(self, node: int) -> None:
+        due = self.run(self.at(node).webhooks.claim())
+        ready = {n for n, j in self.jobs.items() if j.hook and j.hook.state == "due" and j.status == "COMPLETED"}
+        assert (due.job_id in ready) if due is not None else not ready
+        if due is not None:
+            hook = self.jobs[due.job_id].hook
+            hook.state, hook.tries = "waits", hook.tries + 1
+            assert due.tries == hook.tries
+            self.deliveries.append(due)
+
+    @rule(node=node, number=one_of, taken=st.booleans())
+    def deliver(self, node: int, number: int, taken: bool) -> None:
+        """A webhook that was claimed, by one that is in time or long overdue."""
+        if not self.deliveries:
+            return
+        due, it = self.deliveries.pop(number % len(self.deliveries)), self.at(node)
+        it.receiver.status = 200 if taken else 500
+        self.run(it.webhooks.deliver(due))
+        job = self.jobs.get(due.job_id)
+        if job is None or job.hook.tries != due.tries:
+            return
+        file = self.files.get(job.file)
+        expired = job.file is not None and (file is None or file.expired is not None)
+        job.hook.state = "done" if taken or expired else "waits"
+
+    # -- what time and misfortune bring
+
+    @rule(number=one_of)
+    def lose_lease(self, number: int) -> None:
+        """The node was killed, or cut off: nothing renews its lease, and time goes by."""
+        if (claim := self.pick(number, held=True)) is not None:
+            self.write(update(JOBS).where(JOBS.c.id == claim.id).values(lease_until=time.time() - 1))
+            self.jobs[claim.id].lapsed = True
+
+    @rule(number=one_of)
+    def wait_long(self, number: int) -> None:
+        """For one job, an hour goes by."""
+        name, job = self.job(number)
+        if job is None:
+            return
+        past = time.time() - RETENTION - 1
+        mine = update(JOBS).where(JOBS.c.id == name)
+        if job.must_begin != "some day":
+            self.write(mine.values(start_by=past))
+            job.must_begin = "too late"
+        if job.status == "COMPLETED":
+            self.write(mine.values(finished=past))
+            job.old = True
+        elif job.call is not None:
+            self.write(mine.values(orphaned=past))
+            job.call = "long lost"
+        if job.hook is not None and job.hook.state == "waits":
+            self.write(update(WEBHOOKS).where(WEBHOOKS.c.job_id == name).values(next_try=0.0))
+            job.hook.state = "due"
+
+    @rule(number=one_of)
+    def expire(self, number: int) -> None:
+        if live := [file_id for file_id, file in self.files.items() if file.expired is None]:
+            file_id = live[number % len(live)]
+            self.clock += 1
+            self.write(update(FILES).where(FILES.c.id == file_id).values(expires=float(self.clock)))
+            self.files[file_id].expired = self.clock
 
     @rule()
     def restart(self) -> None:
         """Every node is killed and started again."""
-        shared = self.databases[0].shared
-        for database in self.databases:
-            self.runner.run(database.close())
-        self.open()
-        if not shared:
-            self.runner.run(self.store(0).recover(max_attempts=MAX_ATTEMPTS))
-            for job in self.jobs.values():
-                if job.status == "IN_PROGRESS":
-                    job.give_up()
+        shared = self.nodes[0].database.shared
+        for it in self.nodes:
+            self.run(it.database.close())
+        self.nodes = self.place.nodes(NODES)
+        if shared:
+            return
+        running = [job for job in self.jobs.values() if job.status == "IN_PROGRESS"]
+        assert self.run(self.nodes[0].store.recover(max_attempts=MAX_ATTEMPTS)) == len(running)
+        for job in self.jobs.values():
+            if job.status != "COMPLETED" and job.call == "attended":
+                job.call = "lost"
+        for job in running:
+            job.give_up()
+
+    # -- what must hold
+
+    def rows(self, column) -> set[str]:
+        return set(self.run(self.nodes[0].store.read(lambda c: c.scalars(select(column)).all())))
 
     @invariant()
-    def every_job_is_as_the_model_says_and_ended_at_most_once(self) -> None:
+    def every_job_is_as_the_model_says_and_its_key_alone_sees_it(self) -> None:
+        assert self.rows(JOBS.c.id) == self.jobs.keys()
         for name, known in self.jobs.items():
-            job = self.runner.run(self.stores[-1].get(name))
+            job = self.run(self.nodes[-1].jobs.own(name, known.key))
             assert (job.status, job.attempts, job.cancel_requested) == (known.status, known.attempts, known.cancelled)
-            assert known.ends == (known.status == "COMPLETED")
-            if known.status == "IN_QUEUE":
-                ahead = [
-                    j
-                    for j in self.jobs.values()
-                    if j.status == "IN_QUEUE" and (j.priority, j.place) < (known.priority, known.place)
-                ]
-                assert job.position == len(ahead)
+            code = None if job.status != "COMPLETED" else job.failure.status if job.failure else 200
+            assert code == known.code
+            ahead = [j for j in self.jobs.values()
+                     if j.status == "IN_QUEUE" and (j.priority, j.place) < (known.priority, known.place)]  # fmt: skip
+            assert job.position == (len(ahead) if known.status == "IN_QUEUE" else 0)
+            stranger = next(key for key in LIMITS if key != known.key)
+            with pytest.raises(JobNotFoundError):
+                self.run(self.nodes[-1].jobs.own(name, stranger))
+
+    @invariant()
+    def every_result_and_every_file_is_there_until_it_expires(self) -> None:
+        it = self.nodes[-1]
+        for file_id, known in self.files.items():
+            there = known.has_bytes and known.expired is None
+            assert self.run(it.jobs.file(file_id, max_bytes=1000)) == (known.content if there else None)
+        for name, known in self.jobs.items():
+            if known.file is None:
+                continue
+            file, job = self.files.get(known.file), self.run(it.jobs.get(name))
+            if file is None or file.expired is not None:
+                with pytest.raises(FalError, match="expired"):
+                    self.run(it.jobs.output(job, origin=""))
+            else:
+                url = self.run(it.jobs.output(job, origin=""))["video"]["url"]
+                assert base64.b64decode(url.partition(",")[2]) == CLIP
+
+    @invariant()
+    def nothing_lies_about_that_no_row_leads_to(self) -> None:
+        assert self.rows(FILES.c.id) == self.files.keys()
+        assert self.place.blob_ids() == {file_id for file_id, file in self.files.items() if file.has_bytes}
+        assert self.rows(LOGS.c.job_id) <= self.jobs.keys()
+        assert self.rows(WEBHOOKS.c.job_id) == {name for name, job in self.jobs.items() if job.hook}
 
 
-def try_hard(open_nodes: Callable[[], Callable[[], list[Database]]], *, examples: int, steps: int) -> None:
+def try_hard(make: Callable[[], Place], *, examples: int, steps: int, shrink: bool = True) -> None:
     run_state_machine_as_test(
-        lambda: StoreMachine(open_nodes()),
+        lambda: StoreMachine(make()),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
             deadline=None,
+            database=None,
+            phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
     )
 
 
-def sqlite_nodes(root: Path) -> Callable[[], list[Database]]:
+def on_sqlite(root: Path) -> Place:
     folder = Path(tempfile.mkdtemp(dir=root))
-    return lambda: [open_database(folder)]
+    blobs = folder / "blobs"
+    return Place(
+        folder,
+        lambda: [(open_database(folder), LocalBlobs(blobs))],
+        lambda: {path.name for path in blobs.rglob("*") if path.is_file()},
+    )
 
 
-def postgres_nodes(create: Callable[[], str]) -> Callable[[], list[Database]]:
-    url = create()
-    return lambda: [open_database(Path(), url=url) for _ in NODES]
-
-
-def test_sqlite_does_as_the_model_says(tmp_path):
-    memory = Path("/dev/shm")  # noqa: S108  # where a commit costs nothing
+@pytest.fixture
+def fast(tmp_path):
+    """A folder where a commit costs nothing, if the machine has one."""
+    memory = Path("/dev/shm")  # noqa: S108
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as root:
-        try_hard(lambda: sqlite_nodes(Path(root)), examples=12, steps=30)
+        yield Path(root)
+
+
+@pytest.fixture
+def on_postgres(fast, postgres, bucket, monkeypatch):
+    def make() -> Place:
+        folder = Path(tempfile.mkdtemp(dir=fast))
+        url, files = postgres(), bucket(monkeypatch)
+        blobs = [BucketBlobs(files, cache=folder / f"{name} cache") for name in NODES]
+        return Place(
+            folder,
+            lambda: [(open_database(folder, url=url), it) for it in blobs],
+            lambda: {Path(found["path"]).name for page in obstore.list(blobs[0]._store) for found in page},
+        )
+
+    return make
+
+
+def test_sqlite_and_a_folder_do_as_the_model_says(fast):
+    try_hard(lambda: on_sqlite(fast), examples=20, steps=30)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_sqlite_and_a_folder_do_as_the_model_says_at_length(fast):
+    try_hard(lambda: on_sqlite(fast), examples=400, steps=80)
 
 
 @pytest.mark.full
-def test_two_nodes_on_postgres_do_as_the_model_says(postgres):
-    try_hard(lambda: postgres_nodes(postgres), examples=8, steps=25)
+def test_two_nodes_on_postgres_and_a_bucket_do_as_the_model_says(on_postgres):
+    try_hard(on_postgres, examples=8, steps=25)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_two_nodes_on_postgres_and_a_bucket_do_as_the_model_says_at_length(on_postgres):
+    try_hard(on_postgres, examples=60, steps=60)
