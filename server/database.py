@@ -141,7 +141,11 @@ def open_database(folder: Path, *, url: str = "", on_change: Callable[[], None] 
         raise StoreError(str(error)) from error
 
 
-def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
+def own(folder: Path) -> IO[str]:
+    """The lock of the data folder `folder`, which is made if need be: nobody else owns it until that is closed.
+
+    Raises: StoreError.
+    """
     # why: prompts and the secrets that all nodes share are in here
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = (folder / "lock").open("w")
@@ -150,6 +154,11 @@ def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
     except BlockingIOError as error:
         lock.close()
         raise StoreError(f"another ltxd already owns {folder}: stop it, or give this one another --data") from error
+    return lock
+
+
+def _sqlite(folder: Path, on_change: Callable[[], None]) -> Database:
+    lock = own(folder)
     path = folder / "ltxd.sqlite3"
     path.touch(mode=0o600)
     writer = Session(_sqlite_engine(path, WRITER, "BEGIN IMMEDIATE"), threads=1, name="store-write")

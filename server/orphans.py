@@ -10,6 +10,7 @@ import time
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
+from server.endings import CANCELLED, ended
 from server.store import Store
 from server.tables import JOBS
 from server.terms import ATTENDED_SECONDS
@@ -36,13 +37,21 @@ class Orphans:
         called = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None)).values(orphaned=orphaned)
         await self._store.change(lambda connection: connection.execute(called))
 
-    async def adopt(self, asked: str) -> str | None:
-        """The oldest orphan of an equal call that still runs or has ended lately, no orphan any more; or None."""
+    async def adopt(self, asked: str, *, instead_of: str | None = None) -> str | None:
+        """The oldest orphan of an equal call that still runs or has ended lately, no orphan any more; or None.
+
+        It takes the place of the job `instead_of`, which ends; if that is older or has begun, nothing happens.
+        """
+        oldest = select(JOBS.c.seq).where(_adoptable(asked)).order_by(JOBS.c.seq).limit(1)
 
         def work(connection: Connection) -> str | None:
-            seq = connection.scalar(select(func.min(JOBS.c.seq)).where(_adoptable(asked)))
+            seq = connection.scalar(oldest.with_for_update(skip_locked=True))
             if seq is None:
                 return None
+            if instead_of is not None:
+                behind = and_(JOBS.c.id == instead_of, JOBS.c.status == "IN_QUEUE", JOBS.c.seq > seq)
+                if not connection.execute(update(JOBS).where(behind).values(ended(failure=CANCELLED))).rowcount:
+                    return None
             one = (
                 update(JOBS)
                 .where(JOBS.c.seq == seq)
@@ -52,12 +61,9 @@ class Orphans:
             return str(connection.execute(one).scalar_one())
 
         # why: almost no call has an orphan, and looking is cheaper than a turn at the writer
-        if await self._store.read(lambda connection: connection.scalar(_FIRST.where(_adoptable(asked)))) is None:
+        if await self._store.read(lambda connection: connection.scalar(oldest)) is None:
             return None
         return await self._store.change(work)
-
-
-_FIRST = select(JOBS.c.seq).limit(1)
 
 
 def _adoptable(asked: str) -> ColumnElement[bool]:

@@ -23,7 +23,7 @@ from server.bell import Bell
 from server.blobs import Blobs, LocalBlobs
 from server.child import Command
 from server.control import listening
-from server.database import Database, open_database
+from server.database import Database, open_database, own
 from server.deadlines import keep_deadlines
 from server.jobs import Jobs
 from server.keys import Keys
@@ -77,10 +77,13 @@ async def serve(
     except RecipeError as error:
         raise StartError(str(error)) from error
     bell = Bell()
-    with contextlib.ExitStack() as sockets:
-        http = sockets.enter_context(_listen(settings.host, settings.port))
-        tls = sockets.enter_context(_listen(settings.host, settings.tls_port)) if settings.tls_port else None
-        proxy = sockets.enter_context(_listen(settings.host, settings.proxy_port)) if settings.proxy_port else None
+    with contextlib.ExitStack() as held:
+        http = held.enter_context(_listen(settings.host, settings.port))
+        tls = held.enter_context(_listen(settings.host, settings.tls_port)) if settings.tls_port else None
+        proxy = held.enter_context(_listen(settings.host, settings.proxy_port)) if settings.proxy_port else None
+        if settings.database_url:
+            # why: half-made clips and uploads lie in the folder, and are removed at the start
+            held.enter_context(own(settings.data))
         database = await asyncio.to_thread(
             open_database, settings.data, url=settings.database_url, on_change=bell.ring
         )

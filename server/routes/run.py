@@ -40,7 +40,7 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
                 max_waiting=settings.max_queue_length,
                 sender=sender_of(key_of(request)),
             )
-        call = Call(jobs, orphans, job_id, origin=caller(request).origin)
+        call = Call(jobs, orphans, job_id, asked=asked, origin=caller(request).origin)
         patience = settings.heartbeat_after if settings.heartbeat else None
         answer = await call.answer(request.receive, within=patience)
         return answer if answer is not None else Heartbeat(call)
@@ -55,10 +55,12 @@ def _digest(owner: bytes, body: bytes) -> str:
 
 
 class Call:
-    """A caller who waits for the end of a job."""
+    """A caller who waits for the end of a job. `told` is set once he knows the job's id."""
 
-    def __init__(self, jobs: Jobs, orphans: Orphans, job_id: str, *, origin: str) -> None:
+    def __init__(self, jobs: Jobs, orphans: Orphans, job_id: str, *, asked: str, origin: str) -> None:
         self.job_id = job_id
+        self.told = False
+        self._asked = asked
         self._jobs = jobs
         self._orphans = orphans
         self._origin = origin
@@ -82,10 +84,21 @@ class Call:
                 # why: a database that is down for a moment costs no call
                 with contextlib.suppress(StoreUnavailableError):
                     await self._orphans.attend(self.job_id)
+                    if await self._rejoin():
+                        ended.cancel()
+                        ended = asyncio.create_task(self._ended())
             return None
         finally:
             ended.cancel()
             gone.cancel()
+
+    async def _rejoin(self) -> bool:
+        """Whether the job is now an older one of an equal call, whose node died before it could be said to be lost."""
+        older = None if self.told else await self._orphans.adopt(self._asked, instead_of=self.job_id)
+        if older is None:
+            return False
+        self.job_id = older
+        return True
 
     async def _ended(self) -> Response:
         job = await self._jobs.ended(self.job_id)
@@ -102,6 +115,7 @@ class Heartbeat(Response):
     def __init__(self, call: Call) -> None:
         super().__init__(headers={"x-fal-request-id": call.job_id}, media_type="application/json")
         self._call = call
+        call.told = True
         del self.headers["content-length"]
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:

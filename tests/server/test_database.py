@@ -10,8 +10,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
-from server.database import StoreError, open_database
+from server.database import StoreError, open_database, own
 from server.migrations import configuration
+from server.serve import serve
+from server.settings import Settings
 from server.store import Store
 from server.tables import METADATA
 
@@ -29,6 +31,17 @@ async def test_a_folder_has_one_owner(tmp_path):
         open_database(tmp_path)
     await first.close()
     await open_database(tmp_path).close()
+
+
+async def test_nodes_of_one_postgres_do_not_share_a_data_folder(tmp_path):
+    first = own(tmp_path)
+    settings = Settings(data=tmp_path, port=0, tls_port=0, database_url="postgresql://127.0.0.1:1/x")
+    with pytest.raises(StoreError, match="another ltxd already owns"):
+        await serve(settings, command=lambda _fd: [], stop=asyncio.Event())
+    first.close()
+    with pytest.raises(StoreError, match="looked for it at postgresql"):
+        await serve(settings, command=lambda _fd: [], stop=asyncio.Event())
+    own(tmp_path).close()
 
 
 async def test_jobs_of_the_first_version_are_taken_over(tmp_path):

@@ -1,12 +1,20 @@
+import contextlib
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
-from sqlalchemy import update
+from sqlalchemy import create_engine, select, update
 
 from server.database import open_database
+from server.endings import CANCELLED
 from server.orphans import Orphans
 from server.store import Store
 from server.tables import JOBS
+from tests.server.test_chaos import ENDPOINT, Node
+
+CALLED = (JOBS.c.id, JOBS.c.status, JOBS.c.http_status)
 
 
 async def ask(store: Store, job_id: str, asked: str = "digest") -> None:
@@ -46,6 +54,33 @@ async def move(store: Store, **times: float) -> None:
     """Sets times of all jobs, in seconds from now."""
     values = {name: time.time() + seconds for name, seconds in times.items()}
     await store.change(lambda connection: connection.execute(update(JOBS).values(**values)))
+
+
+async def test_a_call_that_came_again_too_early_gets_its_older_job_once_that_is_an_orphan(store):
+    orphans = Orphans(store)
+    for name in ("first", "again", "begun"):
+        await ask(store, name)
+    assert await orphans.adopt("digest", instead_of="again") is None
+    await orphans.leave("first")
+    assert await orphans.adopt("digest", instead_of="again") == "first"
+    assert (await store.get("again")).failure == CANCELLED
+    assert (await store.get("first")).status == "IN_QUEUE"
+
+
+async def test_an_orphan_takes_no_place_of_a_job_that_has_begun_or_is_older(store):
+    orphans = Orphans(store)
+    for name in ("older", "orphan", "begun"):
+        await ask(store, name)
+    await orphans.leave("orphan")
+    assert await orphans.adopt("digest", instead_of="older") is None
+    await store.cancel("older")
+    await orphans.leave("begun")
+    for name in ("orphan", "begun"):
+        assert (await store.claim("me")).id == name
+    await orphans.attend("begun")
+    assert await orphans.adopt("digest", instead_of="begun") is None
+    assert (await store.get("begun")).status == "IN_PROGRESS"
+    assert await orphans.adopt("digest") == "orphan"
 
 
 async def test_a_call_that_no_server_attends_to_any_more_is_an_orphan(store):
@@ -101,3 +136,46 @@ async def test_callers_find_their_jobs_again_after_the_server_was_started_anew(t
     await store.recover(max_attempts=3)
     assert [await Orphans(store).adopt(name) for name in ("a", "b")] == ["a", "b"]
     await store.close()
+
+
+@pytest.mark.full
+def test_a_call_whose_node_died_finds_its_job_again_on_another_node(
+    launch, image, clip, tmp_path, postgres, bucket, monkeypatch
+):
+    monkeypatch.setattr("server.routes.run.ATTEND_SECONDS", 0.1)
+    url = postgres()
+    shared = {"database_url": url, "blobs_url": bucket(monkeypatch)}
+    environment = {f"LTX_{name.upper()}": value for name, value in shared.items()}
+    dying, working = (Node(tmp_path / role, clip, LTX_ROLE=role, **environment) for role in ("api", "worker"))
+    engine = create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    given = {"prompt": "a", "image_url": image}
+
+    def jobs() -> list[tuple[str, str, int | None]]:
+        with engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(select(*CALLED).order_by(JOBS.c.seq))]
+
+    def wait_until(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with contextlib.ExitStack() as left, ThreadPoolExecutor() as threads, launch(**shared, role="api") as it:
+        left.callback(engine.dispose)
+        dying.start()
+        lost = threads.submit(httpx2.post, f"{dying.url}/{ENDPOINT}", json=given, timeout=60, trust_env=False)
+        wait_until(lambda: len(jobs()) == 1)
+        dying.kill()
+        assert isinstance(lost.exception(), httpx2.HTTPError)
+        again = threads.submit(it.run, **given)
+        wait_until(lambda: len(jobs()) == 2)
+        with engine.begin() as connection:
+            # the time goes by after which nobody can have attended to the first call
+            connection.execute(update(JOBS).where(JOBS.c.id == jobs()[0][0]).values(orphaned=time.time() - 1))
+        wait_until(lambda: jobs()[1][1:] == ("COMPLETED", 499))
+        working.start()
+        left.callback(working.kill)
+        answer = again.result()
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-fal-request-id"] == jobs()[0][0]
+        assert jobs()[0][1:] == ("COMPLETED", 200)
