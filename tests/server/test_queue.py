@@ -101,7 +101,7 @@ def test_logs_are_a_list_when_asked_for_and_null_otherwise(server, ended, logs, 
 @pytest.mark.parametrize(
     "method_and_tail", [("GET", ""), ("GET", "/status"), ("GET", "/status/stream"), ("PUT", "/cancel")]
 )
-@pytest.mark.parametrize("request_id", [str(uuid.uuid4()), "no-uuid", "%00", "a%0d%0ax:1"])
+@pytest.mark.parametrize("request_id", ["a9362121-1797-41dc-bf87-cd64bf132038", "no-uuid", "%00", "a%0d%0ax:1"])
 def test_an_unknown_request_id_is_404(server, method_and_tail, request_id):
     method, tail = method_and_tail
     answer = server.http.request(method, f"/queue/{APP}/requests/{request_id}{tail}")
