@@ -10,7 +10,9 @@ JS := tests/contract
 JS_INSTALLED := $(JS)/node_modules/.package-lock.json
 OLD_CLIENTS := $(foreach version,0.11.0 0.13.2,$(JS)/python_modules/$(version)/installed)
 FAL_SDK := $(JS)/python_modules/fal/installed
-PYTEST_FLAGS ?= -q
+PYTEST_FLAGS ?= -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# a thread for each of the processes that test side by side
+TESTING := OMP_NUM_THREADS=1
 
 .PHONY: help demo test check lint test-full serve bench clean
 
@@ -57,7 +59,7 @@ serve: $(INSTALLED) $(DEMO_WEIGHTS)
 	@LTX_DATA=$(DATA) $(BIN)/ltxd serve
 
 test: $(INSTALLED)
-	@$(BIN)/pytest $(PYTEST_FLAGS)
+	@$(TESTING) $(BIN)/pytest $(PYTEST_FLAGS)
 
 check: lint test
 
@@ -68,7 +70,7 @@ lint: $(INSTALLED)
 	@$(BIN)/lint-imports --no-cache --no-logo
 
 test-full: test $(JS_INSTALLED) $(OLD_CLIENTS) $(FAL_SDK)
-	@$(BIN)/pytest $(PYTEST_FLAGS) -m "full and not slow and not gpu"
+	@$(TESTING) $(BIN)/pytest $(PYTEST_FLAGS) -m "full and not slow and not gpu"
 
 bench: $(INSTALLED) $(DEMO_WEIGHTS)
 	@$(BIN)/python benchmarks/bench.py
