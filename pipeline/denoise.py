@@ -170,10 +170,15 @@ def _context(conditions: Conditions, stage: Stage, *, dtype: torch.dtype) -> Con
 
 
 def _begun(conditions: Conditions, noise: State, predict: Predictor, *, sigma: float) -> State:
-    """Noise to the share of `sigma`, the rest from the stage before."""
+    """Noise to the share of `sigma`, the rest from the stage before.
+
+    Under comfy semantics the image stands in what the stage before made, as it does in ComfyUI's latents.
+    """
     if conditions.latents is None or conditions.audio_latents is None:
         return predict.kept((noise[0] * sigma, noise[1] * sigma))
     before = patchify(conditions.latents.float()), patchify_audio(conditions.audio_latents.float())
+    if predict.semantics == "comfy":
+        before = predict.streams[0].clean, before[1]
     return predict.kept((torch.lerp(before[0], noise[0], sigma), torch.lerp(before[1], noise[1], sigma)))
 
 

@@ -50,7 +50,7 @@ class Predictor:
     official: the state is what the transformer sees, and a pinned token's prediction follows from its own timestep.
     comfy: the state is never blended with the clean tokens, only what the transformer sees is; every token's
     prediction follows from the scalar sigma.
-    Source: tests/golden/README.md, sections 6 and 7 (ComfyUI 0.30.0: KSamplerX0Inpaint, CONST).
+    Source: golden conventions, sections 6 and 7 (ComfyUI 0.30.0: KSamplerX0Inpaint, CONST).
     """
 
     model: Any

@@ -4,10 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-import torch
+import numpy as np
 from torch import Tensor
 
-_SMALLEST_ALPHA = torch.finfo(torch.float32).eps
 RES_2S_LAST_SIGMA: Final = 0.0011
 """res_2s cannot step to 0: it steps here, and takes the prediction from there."""
 _ANCHOR_STEP: Final = 0.5
@@ -37,16 +36,20 @@ def euler_ancestral_cfg_pp(
 
     With alpha = 1 - sigma and S = sigma / alpha the step is the ancestral Euler step of a variance-exploding process
     in S. `eta` is the share of fresh noise.
+    The numbers before the tensors are float32 and in the reference's order. In the first of many steps they lose all
+    their digits: what then remains of the state, up to 5e-4 of it, is what rounding leaves, not what the formula says.
     Source: CFG++ (arXiv 2406.08070); flow form as in Lightricks/LTX-2 @400fd31, components/diffusion_steps.py.
     """
     if next_sigma == 0:
         return denoised
-    alpha, next_alpha = max(1 - sigma, _SMALLEST_ALPHA), 1 - next_sigma
-    s, q = sigma / alpha, next_sigma / next_alpha
-    up = min(q, eta * math.sqrt(q * q * (s * s - q * q) / (s * s)))
-    down = math.sqrt(q * q - up * up)
-    direction = (state - alpha * unconditional) / sigma
-    return next_alpha * denoised + next_alpha * down * direction + next_alpha * up * noise
+    one, sigma_32, next_32 = np.float32(1), np.float32(sigma), np.float32(next_sigma)
+    alpha, next_alpha = max(one - sigma_32, np.finfo(np.float32).eps), one - next_32
+    s, q = sigma_32 / alpha, next_32 / next_alpha
+    s2, q2 = s * s, q * q
+    up = min(q, np.float32(eta) * np.sqrt(q2 * (s2 - q2) / s2))
+    down = np.sqrt(q2 - up * up)
+    direction = (state - float(alpha) * unconditional) / float(sigma_32)
+    return float(next_alpha) * denoised + float(next_alpha * down) * direction + float(next_alpha * up) * noise
 
 
 @dataclass(frozen=True, slots=True)
