@@ -1,5 +1,6 @@
 """Golden components and prompts: every module on its own, loaded by our loader and called as the product calls it."""
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from itertools import product
@@ -42,7 +43,9 @@ MEASURED = {
 STG_BLOCKS = (1,)
 """The block that the pass without self-attention leaves it out of, as in the guided cases."""
 PINNED_STRENGTH = 0.7
-SCHEDULES = tuple((steps, tokens) for steps in (8, 15, 30) for tokens in (4096, 8160, 14080, 53680))
+UPSAMPLED = [1, 128, 2, 2, 3]
+"""Shape of the latents to double, where a case tells none."""
+SCHEDULE = re.compile(r"(?:schedule|schedule_fp32_official)\.steps(\d+)\.tokens(\d+)")
 
 
 def prompts(params: Mapping[str, Any], *, models: Path, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -73,8 +76,10 @@ def prompts(params: Mapping[str, Any], *, models: Path, dtype: torch.dtype) -> d
 
 
 @torch.inference_mode()
-def components(params: Mapping[str, Any], *, models: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What every module makes of the inputs that golden files describe.
+def components(
+    params: Mapping[str, Any], *, models: Path, dtype: torch.dtype, about: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """What every module makes of the inputs that golden files describe; `about` tells of the tensors of the case.
 
     Raises: UnknownParamError.
     """
@@ -96,12 +101,12 @@ def components(params: Mapping[str, Any], *, models: Path, dtype: torch.dtype) -
     context = text.context(tuple(hidden.to(dtype)), connectors=load("connectors"))
     out |= {"connector.video": context.video, "connector.audio": context.audio, "connector.hidden_valid": hidden[:, 0]}
     out |= {f"dit.{key}": value for key, value in _transformer(load("transformer"), params, grid, context).items()}
-    latents = _randn((1, 128, 2, 2, 3), seed + 8)
+    latents = _randn(tuple(about.get("upsampler.in", {"full_shape": UPSAMPLED})["full_shape"]), seed + 8)
     out |= {"upsampler.in": latents, "upsampler.out": decode.upsampled(load("upsampler"), vae, latents)}
-    for steps, tokens in SCHEDULES:
-        schedule = torch.tensor(sigmas.shifted(steps, tokens=tokens, terminal=0.1))
-        out[f"schedule.steps{steps}.tokens{tokens}"] = schedule
-        out[f"schedule_fp32_official.steps{steps}.tokens{tokens}"] = schedule
+    for name in about:
+        if asked := SCHEDULE.fullmatch(name):
+            steps, tokens = map(int, asked.groups())
+            out[name] = torch.tensor(sigmas.shifted(steps, tokens=tokens, terminal=0.1))
     return out
 
 

@@ -122,6 +122,14 @@ def test_the_prompt_not_used_for_longest_is_forgotten():
     assert reader.read == ["a", "b", "c", "b"]
 
 
+def test_unless_told_otherwise_sixteen_prompts_are_remembered():
+    reader = Reader()
+    contexts = text.Contexts(reader)
+    for words in (*map(str, range(17)), "16", "1", "0"):
+        contexts.of(words, device="cpu")
+    assert reader.read == [*map(str, range(17)), "0"]
+
+
 def test_a_kept_prompt_is_read_once_for_ever():
     reader = Reader()
     contexts = text.Contexts(reader, at_most=1)
