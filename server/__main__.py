@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipeline.errors import OperatorError
-from server import client_ways, compare, keys_command, oneshot, plan_command, weights_command
+from server import client_ways, compare, keys_command, oneshot, plan_command, secrets_command, weights_command
 from server.settings import Settings
 
 
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     client_ways.add_commands(commands.add_parser("client", help="what a client needs to come here"), _settings)
 
     keys_command.add_commands(commands.add_parser("keys", help="who may call"), _settings)
+
+    secrets_command.add_commands(commands.add_parser("secrets", help="what all nodes share"), _settings)
 
     generate = commands.add_parser("generate", help="make one clip without a server")
     oneshot.add_flags(generate)

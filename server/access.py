@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs
 
-from server import tokens
 from server.keys import Key, Keys
 from server.roles import Target
 from server.schema import APP, ENDPOINT
+from server.tokens import Holder, Tokens
 
 TOKENS_PATH = "/rest/tokens"
 JWKS_PATH = "/rest/.well-known/jwks.json"
@@ -32,7 +32,7 @@ class Access:
     """What decides who calls. `loopback`: whether the server can only be reached from this machine."""
 
     keys: Keys
-    token_secret: bytes
+    tokens: Tokens
     loopback: bool
 
     @property
@@ -53,10 +53,7 @@ class Access:
         closed = target.path.removeprefix("/").partition("/")[0] in CLOSED_ROLES
         if self.keyless or not closed or target.path == JWKS_PATH:
             return None
-        scheme, _, given = headers.get("authorization", "").strip().partition(" ")
-        credentials = given.strip() if scheme.lower() in ("key", "bearer") else ""
-        # why: addresses end up in logs, so no key may stand in one
-        token = credentials or parse_qs(query).get("fal_jwt_token", [""])[0]
+        credentials, token = _credentials(headers, query)
         if not token:
             raise UnauthorizedError(
                 f'Cannot access application "{APP}". Authentication is required to access this application.'
@@ -66,11 +63,25 @@ class Access:
             raise UnauthorizedError("invalid key credentials")
         return key
 
+    def uploader(self, key_id: str | None, headers: Mapping[str, str], query: str) -> Holder:
+        """Who uploads by a request that was let in as `key_id`."""
+        credentials, text = _credentials(headers, query)
+        token = None if key_id is None or self.keys.match(credentials) else self.tokens.read(text)
+        return Holder(key_id, None if token is None else token.ends)
+
     def _of_token(self, target: Target, text: str) -> Key | None:
-        token = tokens.read(self.token_secret, text)
+        token = self.tokens.read(text)
         # why: a token that could get another one would never end
         if token is None or token.key_id is None or target.path.startswith(TOKENS_PATH):
             return None
         if APP_NAMES.isdisjoint(token.apps):
             return None
         return self.keys.get(token.key_id)
+
+
+def _credentials(headers: Mapping[str, str], query: str) -> tuple[str, str]:
+    """What may be a key, and what may be a token."""
+    scheme, _, given = headers.get("authorization", "").strip().partition(" ")
+    credentials = given.strip() if scheme.lower() in ("key", "bearer") else ""
+    # why: addresses end up in logs, so no key may stand in one
+    return credentials, credentials or parse_qs(query).get("fal_jwt_token", [""])[0]

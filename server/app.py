@@ -1,7 +1,6 @@
 """The HTTP application: the edge that every request passes, and the routes behind it."""
 
 import uuid
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -15,7 +14,7 @@ from server.blobs import Blobs
 from server.errors import FalError, plain
 from server.gate import cors, preflight, refusal
 from server.jobs import JobNotFoundError, Jobs
-from server.limits import bounded, too_long
+from server.limits import bounded, limit_of, too_long
 from server.metrics import Metrics
 from server.orphans import Orphans
 from server.roles import PROXY_PATH, NotFalError, resolve
@@ -25,8 +24,8 @@ from server.routes import uploads as uploading
 from server.schema import APP
 from server.settings import Settings
 from server.shortcut import Shortcut
+from server.signing import Signer
 from server.store import Store
-from server.tickets import Tickets
 from server.troubles import answer_troubles
 from server.uploads import Uploads
 
@@ -45,11 +44,10 @@ def create_app(
     metrics: Metrics,
     orphans: Orphans,
     uploads: Uploads,
-    tickets: Tickets,
     access: Access,
-    jwks: dict[str, Any],
+    signer: Signer,
 ) -> ASGIApp:
-    """The application. `jwks` is what those who check webhooks read."""
+    """The application."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.include_router(health.router(settings, store, blobs, agent))
     app.include_router(counting.router(metrics, store, agent))
@@ -57,9 +55,9 @@ def create_app(
         app.include_router(run.router(settings, jobs, orphans))
         app.include_router(queue.router(settings, jobs, agent))
         app.include_router(files.router(store, blobs))
-        app.include_router(uploading.router(uploads, tickets, access))
+        app.include_router(uploading.router(uploads, access))
         app.include_router(site.router())
-        app.include_router(tokens.router(access, jwks))
+        app.include_router(tokens.router(access, signer))
     answer_troubles(app)
 
     @app.exception_handler(FalError)
@@ -156,8 +154,7 @@ class Edge:
             answer = reply({"detail": str(error)}, status=401, headers={"www-authenticate": "Key"})
             await answer(scope, receive, send_with_common)
             return
-        # why: a path of a file is only written to by an upload
-        limit = self._settings.max_upload_bytes if target.path.startswith("/files/") else self._settings.max_body_bytes
+        limit = limit_of(target.path, self._settings)
         if (failure := too_long(headers, limit=limit)) is not None:
             await fail(failure)(scope, receive, send_with_common)
             return

@@ -65,13 +65,20 @@ def _env(way: str, settings: Settings) -> int:
         sys.stderr.write("ltxd: proxy_port is 0: name a port here and in ltxd serve, --proxy-port or LTX_PROXY_PORT\n")
         return 1
     # why: a command that needs no certificate need not wait for the libraries that make one
-    from server.certificates import client_certificate
+    from server.certificates import client_certificate, covers
     from server.database import StoreError
 
     try:
         made = asyncio.run(client_certificate(settings))
     except StoreError as error:
         sys.stderr.write(f"ltxd: {error}\n")
+        return 1
+    host = _reachable(settings.host)
+    if way == "env" and not covers(made, host):
+        sys.stderr.write(
+            f"ltxd: the certificate of the server is not for {host}: add it to LTX_TRUSTED_HOSTS of ltxd serve, start "
+            "that again, and give clients the authority anew\n"
+        )
         return 1
     values = variables(way, settings, bundle=made.bundle, authority=made.authority)
     if not os.environ.get("FAL_KEY"):

@@ -1,4 +1,4 @@
-"""The socket by which `ltxd keys` speaks to a running server: in the data folder, for its owner alone.
+"""The socket by which `ltxd keys` and `ltxd secrets` speak to a running server: in the data folder, its owner's alone.
 
 One line of JSON asks, one answers. Without a running server the command does the same itself, under the folder's lock.
 """
@@ -14,7 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from server.certificates import makers
+from server.database import open_database
 from server.keys import Keys
+from server.settings import Settings
+from server.shared import NAMES, Secrets
 
 NAME = "control.sock"
 MAX_LINE = 65_536
@@ -26,8 +30,8 @@ class NoServerError(Exception):
     """No server answers on the socket."""
 
 
-async def perform(keys: Keys, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Does what is asked of the keys."""
+async def perform(keys: Keys, secrets: Secrets, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Does what is asked of the keys and secrets."""
     match asked:
         case {
             "do": "create",
@@ -42,18 +46,20 @@ async def perform(keys: Keys, asked: Mapping[str, Any]) -> dict[str, Any]:
             return {"keys": [asdict(key) for key in keys.all]}
         case {"do": "revoke", "id": str(key_id)}:
             return {"revoked": await keys.revoke(key_id)}
+        case {"do": "rotate", "name": str(name), "at_once": bool(at_once)} if name in NAMES:
+            return {"since": await secrets.rotate(name, at_once=at_once)}
         case _:
             return {"error": "not understood: the server is of another version"}
 
 
 @contextlib.asynccontextmanager
-async def listening(data: Path, keys: Keys) -> AsyncIterator[None]:
+async def listening(data: Path, keys: Keys, secrets: Secrets) -> AsyncIterator[None]:
     """Answers on the socket in the folder `data`, which this process must own."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             asked = json.loads(await reader.readline())
-            said = await perform(keys, asked)
+            said = await perform(keys, secrets, asked)
         except Exception as error:
             log.exception("a request on the control socket failed")
             said = {"error": f"it failed: {type(error).__name__}"}
@@ -85,6 +91,24 @@ async def ask(data: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     writer.close()
     answer: dict[str, Any] = json.loads(line or b'{"error": "the server hung up"}')
     return answer
+
+
+async def ask_or_do(settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the running server answers or, if none runs, what comes of doing it here.
+
+    Raises: StoreError, OSError.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        return await ask(settings.data, asked)
+    except NoServerError:
+        database = open_database(settings.data, url=settings.database_url)
+    try:
+        secrets = Secrets(database, makers(settings.data))
+        await secrets.load()
+        return await perform(Keys(database), secrets, asked)
+    finally:
+        await database.close()
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ def add_commands(keys: argparse.ArgumentParser, build: Callable[[argparse.Namesp
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
     # why: a command that has nothing to do with keys need not wait for the database's library
+    from server.control import ask_or_do
     from server.database import StoreError
 
     asked: dict[str, Any] = {"do": args.do}
@@ -43,29 +44,13 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
         case "revoke":
             asked["id"] = args.id.partition(":")[0]
     try:
-        answer = asyncio.run(_ask(settings, asked))
+        answer = asyncio.run(ask_or_do(settings, asked))
     except (StoreError, OSError) as error:
         answer = {"error": str(error)}
     if "error" in answer:
         sys.stderr.write(f"ltxd: {answer['error']}\n")
         return 1
     return _show(asked, answer)
-
-
-async def _ask(settings: Settings, asked: Mapping[str, Any]) -> dict[str, Any]:
-    from server.control import NoServerError, ask, perform
-    from server.database import open_database
-    from server.keys import Keys
-
-    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        return await ask(settings.data, asked)
-    except NoServerError:
-        database = open_database(settings.data, url=settings.database_url)
-    try:
-        return await perform(Keys(database), asked)
-    finally:
-        await database.close()
 
 
 def _show(asked: Mapping[str, Any], answer: Mapping[str, Any]) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import secrets
 import socket
 import ssl
 from collections.abc import Callable, Iterator
@@ -21,9 +20,10 @@ from server.agent import Agent
 from server.app import create_app
 from server.bell import Bell
 from server.blobs import Blobs, LocalBlobs
+from server.certificates import makers, node_certificate
 from server.child import Command
 from server.control import listening
-from server.database import Database, open_database, own
+from server.database import open_database, own
 from server.deadlines import keep_deadlines
 from server.jobs import Jobs
 from server.keys import Keys
@@ -31,12 +31,12 @@ from server.media import Media
 from server.metrics import Metrics
 from server.orphans import Orphans
 from server.settings import Settings
-from server.shared import shared_secret
-from server.signing import Signer, make_signing_key
+from server.shared import Secrets
+from server.signing import Signer
 from server.store import Store
 from server.sweeper import keep_clean, watch
-from server.tickets import Tickets
-from server.tls import authority_of, ensure_certificate, ssl_context
+from server.tls import ssl_context
+from server.tokens import Tokens
 from server.tunnel import start_tunnel
 from server.uploads import Uploads
 from server.webhooks import Webhooks
@@ -91,8 +91,10 @@ async def serve(
         try:
             keys = Keys(database)
             await keys.load()
-            access = await _access(settings, database, keys)
-            signer = Signer(await shared_secret(database, "webhook-signing-key", make_signing_key))
+            secrets = Secrets(database, makers(settings.data))
+            await secrets.load()
+            access = _access(settings, keys, Tokens(secrets))
+            signer = Signer(secrets)
             if not database.shared and (back := await store.recover(max_attempts=settings.max_attempts)):
                 log.info("%d jobs that were running when the server died wait again", back)
             blobs = _blobs(settings)
@@ -102,7 +104,6 @@ async def serve(
             agent = Agent(settings, store, blobs, media, bell, metrics, recipe=recipe, command=command)
             orphans = Orphans(store)
             uploads = Uploads(settings, store, blobs)
-            tickets = Tickets(await shared_secret(database, "upload-secret", lambda: secrets.token_bytes(32)))
             webhooks = Webhooks(database, jobs, signer, bell, metrics, allowed=settings.allow_private_networks)
             app = create_app(
                 settings,
@@ -113,14 +114,12 @@ async def serve(
                 metrics=metrics,
                 orphans=orphans,
                 uploads=uploads,
-                tickets=tickets,
                 access=access,
-                jwks=signer.jwks(),
+                signer=signer,
             )
             servers = [(_server(app), http)]
             if tls is not None:
-                authority = await shared_secret(database, "authority", partial(authority_of, settings.data))
-                context = ssl_context(await asyncio.to_thread(ensure_certificate, settings.data, authority))
+                context = ssl_context(await node_certificate(settings, secrets))
                 servers.append((_server(app, context), tls))
             working = asyncio.create_task(agent.run())
             keeping = [
@@ -128,6 +127,7 @@ async def serve(
                 asyncio.create_task(watch(settings, store, own=agent.owner)),
                 asyncio.create_task(webhooks.run()),
                 asyncio.create_task(keep_clean(settings, store, blobs, uploads)),
+                asyncio.create_task(secrets.keep_fresh()),
             ]
             serving = [asyncio.create_task(server.serve(sockets=[on])) for server, on in servers]
             ports = Ports(
@@ -143,7 +143,7 @@ async def serve(
             if access.keyless:
                 log.info("there are no keys: only programs on this machine may call")
             stopping = asyncio.create_task(stop.wait())
-            async with listening(settings.data, keys):
+            async with listening(settings.data, keys, secrets):
                 on_start(ports)
                 await asyncio.wait({stopping, working, *serving}, return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping")
@@ -210,7 +210,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _access(settings: Settings, database: Database, keys: Keys) -> Access:
+def _access(settings: Settings, keys: Keys, tokens: Tokens) -> Access:
     """What decides who calls.
 
     Raises: StartError if the server could be reached from elsewhere and there was never a key.
@@ -221,8 +221,7 @@ async def _access(settings: Settings, database: Database, keys: Keys) -> Access:
             f"host is {settings.host!r}; without keys only a loopback address such as 127.0.0.1 is allowed, "
             "for anyone who reaches the port may use the device: make a key with `ltxd keys create`"
         )
-    secret = await shared_secret(database, "token-secret", lambda: secrets.token_bytes(32))
-    return Access(keys, secret, loopback=loopback)
+    return Access(keys, tokens, loopback=loopback)
 
 
 def _is_loopback(host: str) -> bool:

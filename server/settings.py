@@ -117,7 +117,9 @@ class Settings(BaseSettings):
         (), description="Web origins whose pages may call this server. Pages on loopback always may."
     )
     trusted_hosts: Annotated[tuple[str, ...], *Commas] = Field(
-        (), description="Names this server is called by, beside localhost, IP addresses and fal's own names."
+        (),
+        description="Names this server is called by, beside localhost, IP addresses and fal's own names. Its "
+        "certificate is for them too, and for addresses that stand here.",
     )
     max_queue_length: int = Field(1000, ge=1, description="Waiting jobs above which a submit is answered 429.")
     max_queue_bytes: int = Field(

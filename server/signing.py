@@ -11,6 +11,8 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from server.shared import Secrets
+
 
 def make_signing_key() -> bytes:
     """A new private key, as its 32 bytes."""
@@ -19,26 +21,31 @@ def make_signing_key() -> bytes:
 
 
 class Signer:
-    """Signs with the private key of these 32 bytes."""
+    """Signs with the key of the time, and publishes those that it signed with or is going to."""
 
-    def __init__(self, private: bytes) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(private)
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
 
     def headers(self, body: bytes, *, request_id: str, user_id: str) -> dict[str, str]:
         """The headers that show that `body` comes from here, and when."""
         timestamp = str(int(time.time()))
+        key = Ed25519PrivateKey.from_private_bytes(self._secrets.current("webhook-signing-key"))
         signed = "\n".join([request_id, user_id, timestamp, hashlib.sha256(body).hexdigest()])
         return {
             "X-Fal-Webhook-Request-Id": request_id,
             "X-Fal-Webhook-User-Id": user_id,
             "X-Fal-Webhook-Timestamp": timestamp,
-            "X-Fal-Webhook-Signature": self._key.sign(signed.encode()).hex(),
+            "X-Fal-Webhook-Signature": key.sign(signed.encode()).hex(),
         }
 
     def jwks(self) -> dict[str, Any]:
-        """The public key as a set of JSON web keys."""
-        public = self._key.public_key().public_bytes_raw()
-        # why: RFC 7517 wants no padding, but fal's own Python example cannot read a key without; others read both
-        x = base64.urlsafe_b64encode(public).decode()
-        key = {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "x": x}
-        return {"keys": [key | {"kid": hashlib.sha256(public).hexdigest()[:16]}]}
+        """The public keys as a set of JSON web keys."""
+        return {"keys": [_public(private) for private in self._secrets.known("webhook-signing-key")]}
+
+
+def _public(private: bytes) -> dict[str, str]:
+    public = Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw()
+    # why: RFC 7517 wants no padding, but fal's own Python example cannot read a key without; others read both
+    x = base64.urlsafe_b64encode(public).decode()
+    key = {"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "x": x}
+    return key | {"kid": hashlib.sha256(public).hexdigest()[:16]}

@@ -26,7 +26,7 @@ from server.records import StoredFile
 from server.settings import Settings
 from server.store import Store
 from server.tables import PARTS
-from server.tickets import TICKET_SECONDS, Slot
+from server.tokens import TICKET_SECONDS, Slot
 
 WRITE_BYTES = 1 << 18
 MAX_NAME = 100

@@ -30,7 +30,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
 
     @routes.post(f"/queue/{ENDPOINT}")
     async def submit(request: Request) -> Response:
-        body = await read_body(request, limit=settings.max_body_bytes)
+        body = await read_body(request)
         limit = _max_waiting(request, settings)
         key, url = key_of(request), request.query_params.get("fal_webhook")
         origin, allowed = caller(request).origin, settings.allow_private_networks

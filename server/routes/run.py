@@ -28,7 +28,7 @@ def router(settings: Settings, jobs: Jobs, orphans: Orphans) -> APIRouter:
 
     @routes.post(f"/run/{ENDPOINT}")
     async def run(request: Request) -> Response:
-        body = await read_body(request, limit=settings.max_body_bytes)
+        body = await read_body(request)
         given, terms = await jobs.parse(body), terms_of(request.headers)
         asked = await asyncio.to_thread(_digest, f"{key_id_of(request)}\n".encode(), body)
         job_id = await orphans.adopt(asked)

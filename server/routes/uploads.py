@@ -9,10 +9,8 @@ from server.access import Access
 from server.answers import caller, key_id_of, read_body, reply
 from server.errors import FalError, invalid, plain
 from server.terms import lifetime
-from server.tickets import Holder, Slot, Tickets
+from server.tokens import Holder, Slot
 from server.uploads import ANY_TYPE, Uploads, new_slot
-
-MAX_BODY = 2_000_000
 
 
 class Announced(BaseModel):
@@ -35,13 +33,13 @@ class Parts(BaseModel):
     parts: list[Part]
 
 
-def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
+def router(uploads: Uploads, access: Access) -> APIRouter:
     """The routes."""
     routes = APIRouter()
 
     @routes.post("/rest/storage/auth/token")
     async def token(request: Request) -> Response:
-        text, ends = tickets.token(key_id_of(request))
+        text, ends = access.tokens.upload_token(_uploader(request))
         answer = {
             "token": text,
             "token_type": "Bearer",
@@ -54,14 +52,13 @@ def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
     @routes.post("/rest/storage/upload/initiate-multipart")
     async def initiate(request: Request) -> Response:
         try:
-            given = Announced.model_validate_json(await read_body(request, limit=MAX_BODY))
+            given = Announced.model_validate_json(await read_body(request))
         except ValidationError as error:
             raise FalError(invalid(error)) from error
-        slot = new_slot(
-            given.file_name, given.content_type, key_id=key_id_of(request), keep_for=lifetime(request.headers)
-        )
-        url = _url(request, slot)
-        return reply({"upload_url": f"{url}?ticket={tickets.ticket(slot)}", "file_url": url})
+        holder = _uploader(request)
+        slot = new_slot(given.file_name, given.content_type, key_id=holder.key_id, keep_for=lifetime(request.headers))
+        url, ticket = _url(request, slot), access.tokens.ticket(slot, until=holder.until)
+        return reply({"upload_url": f"{url}?ticket={ticket}", "file_url": url})
 
     @routes.post("/files/upload")
     async def upload(request: Request) -> Response:
@@ -71,8 +68,9 @@ def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
 
     @routes.post("/files/upload/multipart")
     async def create(request: Request) -> Response:
-        slot = _announced(request, _holder(request))
-        return reply({"access_url": _url(request, slot), "uploadId": tickets.ticket(slot)})
+        holder = _holder(request)
+        slot = _announced(request, holder)
+        return reply({"access_url": _url(request, slot), "uploadId": access.tokens.ticket(slot, until=holder.until)})
 
     @routes.put("/files/{file_id}/{name}")
     async def put(request: Request, file_id: str, name: str) -> Response:
@@ -103,15 +101,18 @@ def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
 
     async def _complete(request: Request, slot: Slot) -> Response:
         try:
-            given = Parts.model_validate_json(await read_body(request, limit=MAX_BODY))
+            given = Parts.model_validate_json(await read_body(request))
         except ValidationError as error:
             raise FalError(invalid(error)) from error
         await uploads.complete(slot, [(part.number, part.etag.strip('"')) for part in given.parts])
         return reply({"access_url": _url(request, slot)})
 
+    def _uploader(request: Request) -> Holder:
+        return access.uploader(key_id_of(request), request.headers, request.url.query)
+
     def _holder(request: Request) -> Holder:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")
-        holder = tickets.holder(text.strip()) if scheme.lower() == "bearer" else None
+        holder = access.tokens.holder(text.strip()) if scheme.lower() == "bearer" else None
         if holder is not None and access.may_upload(holder.key_id):
             return holder
         if access.may_upload(None):
@@ -126,7 +127,7 @@ def router(uploads: Uploads, tickets: Tickets, access: Access) -> APIRouter:
         return slot
 
     def _slot(ticket: str, file_id: str, name: str) -> Slot:
-        slot = tickets.slot(ticket)
+        slot = access.tokens.slot(ticket)
         if slot is None or (slot.file_id, slot.name) != (file_id, name) or not access.may_upload(slot.key_id):
             raise FalError(plain("forbidden", "This is no address to upload to, or its time is over"))
         return slot

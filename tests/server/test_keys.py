@@ -7,6 +7,8 @@ import os
 import socket
 import sqlite3
 import stat
+import time
+from datetime import datetime
 from types import SimpleNamespace
 from typing import cast, get_args
 
@@ -21,8 +23,8 @@ from server.access import Access, UnauthorizedError
 from server.database import open_database
 from server.keys import Keys, sender_of
 from server.roles import Caller, Role, Target
-from server.shared import shared_secret
 from server.store import Store
+from server.tokens import Tokens
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 APP = "fal-ai/ltx-2.3-quality"
@@ -81,14 +83,6 @@ async def test_a_secret_is_compared_in_constant_time_also_for_an_id_that_is_not_
     for text in (credentials, "nobody:x", credentials[:-1], ""):
         keys.match(text)
     assert compared == [(64, 64)] * 4
-
-
-async def test_a_shared_secret_is_made_once_for_all_nodes(database):
-    made = iter([b"one", b"two", b"three"])
-    found = await asyncio.gather(*(shared_secret(database, "token-secret", lambda: next(made)) for _ in range(3)))
-    assert len(set(found)) == 1
-    assert await shared_secret(database, "token-secret", lambda: next(made)) == found[0]
-    assert await shared_secret(database, "upload-secret", lambda: b"other") == b"other"
 
 
 async def test_the_store_holds_no_secret_of_a_key(tmp_path):
@@ -173,7 +167,7 @@ def test_the_name_of_the_site_opens_no_route_that_needs_a_key(two, image, path):
 
 @pytest.mark.parametrize("role", get_args(Role))
 def test_a_route_that_needs_a_key_needs_it_whatever_role_the_caller_named(role):
-    access = Access(cast("Keys", SimpleNamespace(any=True)), b"x" * 32, loopback=True)
+    access = Access(cast("Keys", SimpleNamespace(any=True)), cast("Tokens", None), loopback=True)
     caller = Caller(role, "http://x", "http://x", "/")
     for path in (f"/queue/{ENDPOINT}", f"/run/{ENDPOINT}", "/rest/storage/auth/token"):
         with pytest.raises(UnauthorizedError):
@@ -294,6 +288,35 @@ def test_a_token_that_is_old_changed_for_another_application_or_of_a_revoked_key
     assert it.http.get(url, headers=as_key(text)).status_code == 404
     assert main(["keys", "revoke", mine, f"--data={it.settings.data}"]) == 0
     assert it.http.get(url, headers=as_key(text)).status_code == 401
+
+
+def test_what_a_token_gets_for_uploads_ends_with_it(two):
+    it, mine, _ = two
+    text = token(it, mine, token_expiration=90).json()
+    ends = claims_of(text)["exp"]
+    for headers, params in ((as_key(text), {}), (as_key(text, "Bearer"), {}), ({}, {"fal_jwt_token": text})):
+        given = it.http.post("/rest/storage/auth/token", json={}, headers=headers, params=params).json()
+        assert datetime.fromisoformat(given["expires_at"]).timestamp() == ends
+        assert claims_of(given["token"])["exp"] == ends
+        bearer = as_key(given["token"], "Bearer")
+        begun = it.http.post("/cdn/files/upload/multipart", headers=bearer).json()
+        assert claims_of(begun["uploadId"])["exp"] == ends
+        for route in ("initiate", "initiate-multipart"):
+            slot = it.http.post(f"/rest/storage/upload/{route}", json={}, headers=headers, params=params).json()
+            assert claims_of(slot["upload_url"].partition("?ticket=")[2])["exp"] == ends
+            assert it.http.put(slot["upload_url"], content=b"x").status_code == 200
+
+
+def test_what_a_key_gets_for_uploads_lasts_for_an_hour_and_a_day(two):
+    it, mine, _ = two
+    given = it.http.post("/rest/storage/auth/token", json={}, headers=as_key(mine)).json()
+    assert claims_of(given["token"])["exp"] == pytest.approx(time.time() + 3600, abs=60)
+    begun = it.http.post("/cdn/files/upload/multipart", headers=as_key(given["token"], "Bearer")).json()
+    assert claims_of(begun["uploadId"])["exp"] == pytest.approx(time.time() + 86_400, abs=60)
+
+
+def claims_of(text: str) -> dict:
+    return jwt.decode(text, options={"verify_signature": False})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +19,7 @@ from server.errors import FalError
 from server.settings import Settings
 from server.sweeper import sweep
 from server.tables import PARTS
-from server.tickets import TICKET_SECONDS, Holder, Slot, Tickets
+from server.tokens import TICKET_SECONDS, Holder, Slot, Tokens
 from server.uploads import Uploads, _part_id, new_slot
 
 DATA = bytes(range(256)) * 40
@@ -482,12 +483,19 @@ def test_what_an_earlier_server_left_of_uploads_is_removed_at_start(tmp_path):
 
 
 def test_a_token_is_no_ticket_and_neither_is_another_servers():
-    ours, other = Tickets(b"a" * 32), Tickets(b"b" * 32)
+    ours, other = (
+        Tokens(SimpleNamespace(current=lambda _name, it=secret: it, known=lambda _name, it=secret: [it]))
+        for secret in (b"a" * 32, b"b" * 32)
+    )
     slot = Slot("id", "name", "x/y", "key", 5.0)
-    assert ours.slot(ours.ticket(slot)) == slot
-    assert ours.holder(ours.token("key")[0]) == Holder("key")
-    assert ours.holder(ours.token(None)[0]) == Holder(None)
-    assert ours.slot(ours.token("key")[0]) is None
-    assert ours.holder(ours.ticket(slot)) is None
-    assert ours.slot(other.ticket(slot)) is None
+    token, ends = ours.upload_token(Holder("key"))
+    ticket = ours.ticket(slot, until=None)
+    assert ours.slot(ticket) == slot
+    assert ours.holder(token) == Holder("key")
+    assert ours.holder(ours.upload_token(Holder(None, ends + 9))[0]) == Holder(None, ends + 9)
+    assert ours.slot(token) is None
+    assert ours.holder(ticket) is None
+    assert ours.read(token) is ours.read(ticket) is None
+    assert ours.holder(ours.token("key", apps=["a"], seconds=9)) is None
+    assert other.slot(ticket) is other.holder(token) is None
     assert ours.holder("") is None
