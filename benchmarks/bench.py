@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ def megabytes(pid: int) -> float:
 def by_stage(data: Path, *, runs: int) -> dict[str, dict[str, float]]:
     """Median seconds of every stage of the pipeline, by case."""
     # torch is imported only now, so that it did not disturb the server
-    from pipeline import generate, loading, recipe, safety
+    from pipeline import generate, loading, recipe
     from pipeline.picture import open_picture, save_picture
     from pipeline.plan import make_plan
     from pipeline.types import Size
@@ -196,10 +196,7 @@ def by_stage(data: Path, *, runs: int) -> dict[str, dict[str, float]]:
     from server.words import to_request
 
     chosen = recipe.load("demo")
-    loaded = replace(
-        loading.load(chosen, models=data / "models", device="auto"),
-        safety=safety.load(classifier=None, threshold=0.8, forced=False),
-    )
+    loaded = loading.start(chosen, models=data / "models", classifier=None, threshold=0.8, forced=False)
     print(f"\npipeline     {loaded.model.weights} on {loaded.model.device}, loaded in {loaded.model.seconds:.2f} s")
     medians = {}
     for name, case in CASES.items():

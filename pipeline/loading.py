@@ -6,19 +6,19 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from pipeline import fitting, selftest, text
+from pipeline import fitting, safety, selftest, text
 from pipeline.device import work_on
 from pipeline.errors import OperatorError, WeightsError
 from pipeline.memory import Need, Residency, Writer, needs
 from pipeline.recipe import Recipe
-from pipeline.residency import stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
+from pipeline.residency import move, stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
 from pipeline.safety import Safety
 from pipeline.transformer import Context
 from pipeline.types import DEFAULT_NEGATIVE_PROMPT, LoadedModel
@@ -57,6 +57,34 @@ class Pipeline:
     """None where memory has no bound that is known."""
     upsampler: nn.Module | None = None
     safety: Safety = Safety()  # noqa: RUF009 frozen
+
+
+def start(
+    recipe: Recipe,
+    *,
+    models: Path,
+    classifier: Path | None,
+    threshold: float,
+    forced: bool,
+    device: str = "auto",
+    dtype: str = "auto",
+    residency: str = "auto",
+    keep_fp8: bool = True,
+    passes_per_call: int = 0,
+) -> Pipeline:
+    """What `recipe` names, as `load` has it, and the safety checker, as `safety.load` has it. Raises: as `load`."""
+    return replace(
+        load(
+            recipe,
+            models=models,
+            device=device,
+            dtype=dtype,
+            residency=residency,
+            keep_fp8=keep_fp8,
+            passes_per_call=passes_per_call,
+        ),
+        safety=safety.load(classifier=classifier, threshold=threshold, forced=forced),
+    )
 
 
 def load(
@@ -191,7 +219,8 @@ def _transformer(
     if home.blocks_wait:
         stream_blocks(transformer, device=place)
         return transformer
-    return transformer.to(place)
+    move(transformer, place)
+    return transformer
 
 
 def _connectors(
@@ -223,5 +252,5 @@ def _text_encoder(
         return encoder, visitor.by_turns, writing.get(need.writer)
     if home.text_fp8:
         to_fp8(encoder.model, "model.language_model.layers")
-    encoder.model.to(place)
+    move(encoder.model, place)
     return encoder, contextlib.nullcontext, contextlib.nullcontext

@@ -92,6 +92,8 @@ class Recipe:
     """The last one makes the finished size; each doubles the size of the one before."""
     lora: str = ""
     """Distilled LoRA; empty for none."""
+    fp8_blocks: int = 0
+    """Blocks of the transformer that the checkpoint has in fp8: for `ltxd plan`, which reads no file."""
     upsampler: str = ""
     """Model that doubles latents between stages; empty where there is one stage."""
     semantics: Semantics = "official"

@@ -47,7 +47,7 @@ class Streamed(nn.ModuleList):
             for block in self.children()
         ]
         for block in self.children():
-            _move(block, device, below=LARGE)
+            move(block, device, below=LARGE)
         self._slots: list[_Slot] = []
 
     @property
@@ -156,7 +156,7 @@ def stream_blocks(transformer: Any, *, device: torch.device) -> None:
     """Lets the blocks of a transformer on the host wait there, and moves what is left of it to `device`."""
     blocks = Streamed(transformer.transformer_blocks, device=device)
     transformer.transformer_blocks = nn.ModuleList()
-    _move(transformer, device)
+    move(transformer, device)
     transformer.transformer_blocks = blocks
     blocks.open()
 
@@ -210,12 +210,12 @@ class Visitor:
 def _aside(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Keeps modules on the host, in memory that is not pinned: pinning so much would take longer than the copy."""
     for module in modules:
-        _move(module, torch.device("cpu"))
+        move(module, torch.device("cpu"))
     try:
         yield
     finally:
         for module in modules:
-            _move(module, device)
+            move(module, device)
 
 
 @contextlib.contextmanager
@@ -245,6 +245,17 @@ def visiting_connectors(connectors: nn.Module, *, device: torch.device, pin: Pin
     """Connectors whose blocks come by turns."""
     blocks = ("video_connector.transformer_blocks", "audio_connector.transformer_blocks")
     return Visitor(connectors, blocks=blocks, device=device, pin=pin)
+
+
+def move(module: nn.Module, device: torch.device, *, below: int | None = None) -> None:
+    """Moves its tensors, or those of fewer bytes, to `device`. Tied weights stay one tensor."""
+    moved: dict[tuple[int, torch.Size], Tensor] = {}
+    for place in _places(module):
+        if below is None or place.host.nbytes < below:
+            key = _identity(place.host)
+            if key not in moved:
+                moved[key] = place.host.to(device)
+            place.put(moved[key])
 
 
 def to_fp8(module: nn.Module, within: str) -> None:
@@ -290,13 +301,6 @@ def _pinned(places: Iterator[_Place], pin: Pin) -> list[_Place]:
 def _identity(tensor: Tensor) -> tuple[int, torch.Size]:
     """The same for tied weights, and for no two others that live."""
     return tensor.data_ptr(), tensor.shape
-
-
-def _move(module: nn.Module, device: torch.device, *, below: int | None = None) -> None:
-    """Moves its tensors, or those of fewer bytes, to `device`."""
-    for place in _places(module):
-        if below is None or place.host.nbytes < below:
-            place.put(place.host.to(device))
 
 
 def _padded(tensor: Tensor) -> int:

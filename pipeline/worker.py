@@ -18,7 +18,6 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -57,22 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     connection = socket.socket(fileno=args.fd)
     try:
         # why: torch takes seconds to import, and the signals and the parent's death must be handled before that
-        from pipeline import generate, loading, recipe, safety
+        from pipeline import generate, loading, recipe
         from pipeline.plan import make_plan
 
         chosen = recipe.load(args.recipe, semantics=args.semantics)
-        pipeline = replace(
-            loading.load(
-                chosen,
-                models=args.models,
-                device=args.device,
-                residency=args.residency,
-                passes_per_call=args.passes_per_call,
-                keep_fp8=not args.dequantise,
-            ),
-            safety=safety.load(
-                classifier=args.safety_classifier, threshold=args.safety_threshold, forced=args.force_safety_checker
-            ),
+        pipeline = loading.start(
+            chosen,
+            models=args.models,
+            device=args.device,
+            residency=args.residency,
+            passes_per_call=args.passes_per_call,
+            keep_fp8=not args.dequantise,
+            classifier=args.safety_classifier,
+            threshold=args.safety_threshold,
+            forced=args.force_safety_checker,
         )
     except Exception as error:
         log.exception("the model did not load")

@@ -138,7 +138,7 @@ def _image_bytes(image_url: str, settings: Settings) -> bytes:
 def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Settings, recipe: Recipe) -> Generated:
     """The clip, with a bar per stage on stderr while it is made."""
     # torch takes seconds to import; a mistyped flag is told before that
-    from pipeline import generate, loading, safety, trace
+    from pipeline import generate, loading, trace
 
     if args.lora and args.lora_strength is None and not any(stage.lora_strength for stage in recipe.stages):
         raise RecipeError(f"--lora takes --lora-strength here: recipe {recipe.name!r} has no strength for a LoRA")
@@ -155,21 +155,17 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         stages = tuple(replace(stage, lora_strength=args.lora_strength) for stage in recipe.stages)
         recipe = replace(recipe, stages=stages)
     make_plan(request, recipe)  # a request that cannot be planned is told before the model is loaded
-    pipeline = replace(
-        loading.load(
-            recipe,
-            models=settings.models,
-            device=settings.device,
-            dtype=args.dtype,
-            residency=settings.residency,
-            passes_per_call=settings.passes_per_call,
-            keep_fp8=not settings.dequantise,
-        ),
-        safety=safety.load(
-            classifier=settings.safety_classifier,
-            threshold=settings.safety_threshold,
-            forced=settings.force_safety_checker,
-        ),
+    pipeline = loading.start(
+        recipe,
+        models=settings.models,
+        device=settings.device,
+        dtype=args.dtype,
+        residency=settings.residency,
+        passes_per_call=settings.passes_per_call,
+        keep_fp8=not settings.dequantise,
+        classifier=settings.safety_classifier,
+        threshold=settings.safety_threshold,
+        forced=settings.force_safety_checker,
     )
     plan = make_plan(request, recipe, decode_memory=generate.decode_memory(pipeline.model.device))
     record = trace.discard if args.trace is None else trace.Trace()

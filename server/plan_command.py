@@ -174,7 +174,14 @@ def weights_of(recipe: Recipe) -> Weights:
     """Of what the recipe loads: a transformer for each strength of its LoRA, an upsampler if it names one."""
     published = memory.PUBLISHED_WEIGHTS
     count, one = len(strengths_of(recipe)), published.transformer
-    transformer = memory.Part(count * one.whole, count * one.linears, count * one.blocks, count * one.block)
+    # what the file has in fp8 is half as large from the start
+    halved = one.linears * recipe.fp8_blocks // flops.PUBLISHED.layers // 2
+    transformer = memory.Part(
+        count * (one.whole - halved),
+        linears=count * (one.linears - 2 * halved),
+        blocks=count * (one.blocks - halved),
+        block=count * one.block,
+    )
     others = {**published.others, **({"upsampler": memory.UPSAMPLER} if recipe.upsampler else {})}
     return replace(published, transformer=transformer, others=others)
 

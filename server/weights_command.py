@@ -101,7 +101,11 @@ def _take_sums(path: Path) -> None:
     from weights.sums import take_sum
 
     manifest = load_manifest()
-    for file in sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]:
+    files = [path]
+    if path.is_dir():
+        kinds = (".safetensors", ".json")
+        files = sorted(file for file in path.rglob("[!.]*") if file.suffix in kinds and file.is_file())
+    for file in files:
         _say(take_sum(file, manifest=manifest))
 
 

@@ -37,6 +37,8 @@ def check_files(*, checkpoint: Path, text_encoder: Path, lora: Path | None, upsa
 
 def _check_text_encoder(checkpoint: Checkpoint, files: TextEncoderFiles) -> None:
     _check_stamps(*files.headers)
+    for path in files.plain:
+        stamp.check_plain(path, manifest=load_manifest())
     _, features = checkpoint.shapes[_PROJECTION]
     if files.features != features:
         text = files.config.text_config

@@ -58,20 +58,29 @@ def check(header: Header, *, manifest: Manifest) -> None:
 
     Raises: WeightsFileError.
     """
-    path = header.path
+    _check(header.path, header.path, size=header.size, header_sha256=header.sha256, manifest=manifest)
+
+
+def check_plain(path: Path, *, manifest: Manifest) -> None:
+    """As `check`, for a file without a header, which belongs to its folder. Raises: WeightsFileError, OSError."""
+    _check(path, path.parent, size=path.stat().st_size, header_sha256="", manifest=manifest)
+
+
+def _check(path: Path, checked: Path, *, size: int, header_sha256: str, manifest: Manifest) -> None:
+    """`checked` is what `ltxd weights check` is given to have its sum taken."""
     file, stamp = manifest.of_path(path), Stamp.read(path)
-    if file is not None and file.size not in {None, header.size}:
+    if file is not None and file.size not in {None, size}:
         raise WeightsFileError(
-            path, found=f"{header.size:,} bytes", expected=f"{file.size:,}, as {file.repository} has published it"
+            path, found=f"{size:,} bytes", expected=f"{file.size:,}, as {file.repository} has published it"
         )
     if stamp is None:
         return
     changed = [
         what
         for what, now, then in (
-            ("size", header.size, stamp.size),
+            ("size", size, stamp.size),
             ("time of the last change", path.stat().st_mtime_ns, stamp.mtime_ns),
-            ("header", header.sha256, stamp.header_sha256),
+            ("header", header_sha256, stamp.header_sha256),
         )
         if now != then
     ]
@@ -80,7 +89,7 @@ def check(header: Header, *, manifest: Manifest) -> None:
             path,
             found=f"another {' and '.join(changed)} than when its sum was last taken",
             expected=f"the file with sha256 {stamp.sha256}",
-            fix=f"ltxd weights check --sha256 {path}",
+            fix=f"ltxd weights check --sha256 {checked}",
         )
 
 

@@ -126,6 +126,14 @@ class TextEncoderFiles:
         )
 
     @property
+    def plain(self) -> tuple[Path, ...]:
+        """What belongs to it beside the tensors: configuration and tokenizer, where they are files of their own."""
+        if isinstance(self.tokenizer, Stored):
+            return ()
+        folder = self.headers[0].path.parent
+        return (folder / "config.json", *(self.tokenizer / name for name in _TOKENIZER))
+
+    @property
     def features(self) -> int:
         """Numbers it gives for each token: those of the embedding and of every layer."""
         text = self.config.text_config

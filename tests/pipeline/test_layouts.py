@@ -40,9 +40,9 @@ def models(tiny, tmp_path_factory):
 def made(models, tmp_path_factory):
     """The latents that a recipe with `files` ends with, and its pipeline."""
 
-    def made(*, keep_fp8=True, **files):
-        base = replace(recipe.load("demo"), **({"checkpoint": NAME, "text_encoder": "gemma"} | files))
-        if base.lora:
+    def made(*, keep_fp8=True, name="demo", **files):
+        base = replace(recipe.load(name), **({"checkpoint": NAME, "text_encoder": "gemma"} | files))
+        if base.lora and name == "demo":
             base = replace(base, stages=tuple(replace(stage, lora_strength=0.5) for stage in base.stages))
         pipeline = loading.load(base, models=models, device="cpu", keep_fp8=keep_fp8)
         request = GenerationRequest(
@@ -97,6 +97,16 @@ def test_an_fp8_file_makes_the_same_clip_in_fp8_and_dequantised(made, reference,
     else:
         assert difference < 1e-5
         assert 0 < ((kept - reference).norm() / reference.norm()).item() < 0.05
+
+
+@pytest.mark.parametrize(("name", "lora", "bound"), [("quality-fp8", LORA, 0.05), ("distilled-fp8", "", 1e-5)])
+def test_a_recipe_in_fp8_makes_its_clip_in_fp8_and_dequantised(made, name, lora, bound):
+    """On LoRA'd weights in fp8 the sum is quantised anew."""
+    (kept, one), (turned, other) = (
+        made(name=name, checkpoint="tiny-fp8.safetensors", lora=lora, keep_fp8=keep) for keep in (True, False)
+    )
+    assert (len(linears(one)), len(linears(other))) == (34, 0)
+    assert ((kept - turned).norm() / turned.norm()).item() < bound
 
 
 def test_a_folder_of_diffusers_makes_the_clip_of_the_published_file(made, reference, diffusers_folder):

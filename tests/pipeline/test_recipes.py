@@ -11,12 +11,15 @@ from pipeline.types import GenerationRequest, Size
 from weights.manifest import load_manifest
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
-REAL = ("quality", "distilled", "full", "two-stage", "hq")
+REAL = ("quality", "quality-fp8", "distilled", "distilled-fp8", "full", "two-stage", "hq")
+IN_FP8 = ("quality", "distilled")
 CALLS = {
     # recipe: calls of each stage by steps, passes of each stage at guidance_scale 1 and at 3
     "demo": (lambda n: (n,), ((1,), (2,))),
     "quality": (lambda n: (n,), ((2,), (2,))),
+    "quality-fp8": (lambda n: (n,), ((2,), (2,))),
     "distilled": (lambda n: (n,), ((1,), (2,))),
+    "distilled-fp8": (lambda n: (n,), ((1,), (2,))),
     "full": (lambda n: (2 * n + 1,), ((3,), (4,))),
     "two-stage": (lambda n: (n, 3), ((1, 1), (2, 1))),
     "hq": (lambda n: (2 * n + 1, 7), ((2, 1), (3, 1))),
@@ -63,7 +66,7 @@ def test_transformer_calls_are_those_of_the_table(name, steps, at):
 
 def test_the_page_tells_the_same_calls():
     rows = re.findall(r"^\| `([\w-]+)` \| ([\d + x]+) \| ([\d + x]+) \|$", PAGE.read_text(), re.MULTILINE)
-    assert [name for name, *_ in rows] == ["quality", "distilled", "full", "two-stage", "hq", "demo"]
+    assert [name for name, *_ in rows] == [*(name for name in REAL if not name.endswith("-fp8")), "demo"]
     for name, *told in rows:
         chosen = recipe.load(name)
         for scale, cell in zip((1.0, 3.0), told, strict=True):
@@ -90,6 +93,14 @@ def test_the_transformer_is_called_as_often_as_planned(name, scale, tiny, tmp_pa
     for _ in generate.generate(pipeline, request, made, output=tmp_path / "out.mp4"):
         pass
     assert sum(rows) == sum(stage.calls * len(stage.passes) for stage in made.stages)
+
+
+@pytest.mark.parametrize("name", IN_FP8)
+def test_the_recipe_in_fp8_is_the_other_with_another_checkpoint(name):
+    plain, in_fp8 = recipe.load(name), recipe.load(f"{name}-fp8")
+    other = ("name", "summary", "setup", "checkpoint", "fp8_blocks")
+    assert replace(in_fp8, **{field: getattr(plain, field) for field in other}) == plain
+    assert in_fp8.checkpoint != plain.checkpoint
 
 
 def test_quality_is_the_reconstruction_that_the_page_describes():

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -7,6 +8,12 @@ from pipeline import fitting, memory
 from pipeline.recipe import load
 from server import plan_command
 from server.__main__ import main
+from weights.checkpoint import Checkpoint
+from weights.header import Stored
+from weights.release import published_transformer
+from weights.text_encoder import TextEncoderFiles
+
+PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
 
 
 def printed(capsys, *flags):
@@ -130,6 +137,40 @@ def test_seconds_count_the_blocks_of_each_transformer_as_often_as_its_stage_call
         assert seconds["denoise"] == pytest.approx(calls * one.blocks / plan_command.TRANSFER)
         [evicted] = [n for n in memory.needs(plan, weights, memory=None) if n.residency.name == "evict-text"]
         assert evicted.weights["transformer"] == 2 * one.whole
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("quality-fp8", range(2, 46)), ("distilled-fp8", range(3, 46))])
+def test_a_recipe_in_fp8_takes_what_the_header_of_its_file_says(name, blocks):
+    tensors = {
+        published: Stored(Path("a"), published, dtype_of(published, shape, blocks), shape, 0)
+        for published, shape in published_transformer().items()
+    }
+    checkpoint = Checkpoint(Path("a"), (), {}, {}, "2.3.0", False, tensors)
+    told = fitting.weights_of(checkpoint, NO_TEXT, upsampler=None, transformers=1, itemsize=2).transformer
+    planned = plan_command.weights_of(load(name)).transformer
+    assert planned.whole == pytest.approx(told.whole, rel=0.001)
+    assert planned.linears == pytest.approx(told.linears, rel=0.001)
+    assert planned.blocks == pytest.approx(told.blocks, rel=0.001)
+    assert planned.block == pytest.approx(told.block, rel=0.001)
+
+
+NO_TEXT = TextEncoderFiles(Path("a"), (), None, {}, Path("a"), None)
+
+
+def dtype_of(name, shape, blocks):
+    block = name.removeprefix("model.diffusion_model.transformer_blocks.").partition(".")[0]
+    in_fp8 = block.isdigit() and int(block) in blocks and name.endswith(".weight") and len(shape) == 2
+    return "F8_E4M3" if in_fp8 else "BF16"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "taken"), [("rtx-4090", "stream"), ("rtx-5090", "fp8-evict-text"), ("l40s", "evict-text")]
+)
+def test_a_recipe_in_fp8_fits_what_the_page_says(capsys, gpu, taken):
+    _, out = printed(capsys, "--recipe", "quality-fp8", "--gpu", gpu)
+    [line] = [line for line in out.out.splitlines() if line.endswith("| taken |")]
+    assert line.startswith(f"| {taken} |")
+    assert f"| {gpu} | `{taken}` |" in PAGE.read_text()
 
 
 def test_planning_loads_no_torch():

@@ -1,6 +1,7 @@
 """`ltxd weights fetch` and `check` as a user runs them, against a hub on loopback."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -128,6 +129,17 @@ def test_check_takes_the_sum_on_request(tiny, tmp_path, capsys):
     assert main(arguments) == 1
     assert f"To mend it: ltxd weights check --sha256 {path}" in capsys.readouterr().out
     assert main([*arguments, "--sha256"]) == 0
+
+
+def test_the_sums_of_a_folder_are_those_of_its_tokenizer_too(tiny, tmp_path, capsys):
+    folder = tmp_path / "gemma"
+    shutil.copytree(tiny / "gemma", folder)
+    assert main(["weights", "check", str(folder), "--sha256"]) == 0
+    capsys.readouterr()
+    stamped = {path.name for path in folder.glob(".*.stamp.json")}
+    assert {".tokenizer.json.stamp.json", ".config.json.stamp.json", ".model.safetensors.stamp.json"} <= stamped
+    assert main(["weights", "check", str(folder), "--sha256"]) == 0
+    assert {path.name for path in folder.glob(".*")} == stamped
 
 
 def test_check_of_a_published_file_that_is_cut_short_names_the_command_that_fetches_it_anew(tmp_path, capsys):

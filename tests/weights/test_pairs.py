@@ -176,6 +176,40 @@ def test_a_file_called_like_a_published_one_has_its_size(tiny, tmp_path):
         check_files(checkpoint=path, text_encoder=tiny / "gemma", lora=None, upsampler=None)
 
 
+@pytest.fixture
+def gemma(tiny, tmp_path):
+    """The text encoder under the name of the published one, its tokenizer as long as that."""
+    folder = tmp_path / "gemma-3-12b-it-qat-q4_0-unquantized"
+    shutil.copytree(tiny / "gemma", folder)
+    with (folder / "tokenizer.json").open("ab") as file:
+        file.write(b" " * (33_384_570 - file.tell()))
+    return folder
+
+
+def test_a_tokenizer_cut_short_is_refused(check, gemma):
+    check(text_encoder=gemma)
+    os.truncate(gemma / "tokenizer.json", 20_000)
+    with pytest.raises(WeightsFileError) as caught:
+        check(text_encoder=gemma)
+    assert str(caught.value) == (
+        f"{gemma}/tokenizer.json: found 20,000 bytes; expected 33,384,570, as "
+        "google/gemma-3-12b-it-qat-q4_0-unquantized has published it"
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_beside_the_tensors_that_changed_since_its_stamp_is_refused(check, gemma, name):
+    stamp.write(gemma / name, sha256="e" * 64)
+    check(text_encoder=gemma)
+    os.utime(gemma / name, ns=(0, 0))
+    with pytest.raises(WeightsFileError) as caught:
+        check(text_encoder=gemma)
+    assert str(caught.value) == (
+        f"{gemma}/{name}: found another time of the last change than when its sum was last taken; expected the file "
+        f"with sha256 {'e' * 64}. To mend it: ltxd weights check --sha256 {gemma}"
+    )
+
+
 def test_a_stamp_that_is_no_stamp_counts_for_nothing(stamped):
     file = PublishedFile("x", "r", "c", NAME, None, None, gated=False, terms="")
     stamp.place(stamped).write_text("{}")
