@@ -25,7 +25,11 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from benchmarks.memory import Memory
 from pipeline import decode, denoise, text
+from pipeline import gemma as writer
 from pipeline import residency as placement
+from pipeline.expansion import MAX_TOKENS
+from pipeline.loading import Here
+from pipeline.memory import named
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import Recipe
 from pipeline.recipe import load as load_recipe
@@ -70,6 +74,7 @@ PROJECTIONS: Final = {
     "text_embedding_projection.audio_aggregate_embed.weight": (2048, FEATURES),
 }
 DEVICE: Final = torch.device("meta")
+HOST: Final = torch.device("cpu")
 DTYPE: Final = torch.bfloat16
 
 
@@ -117,6 +122,9 @@ class _Device(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (F.rms_norm, torch.rms_norm):
             return torch.empty_like(args[0])
+        if func is Tensor.data_ptr:
+            # by which tied weights are told: of fake tensors it is 0
+            return args[0].untyped_storage()._cdata  # noqa: SLF001 its id() is another at each call
         if func is F.scaled_dot_product_attention:
             return torch.empty_like(kwargs["query"] if "query" in kwargs else args[0])
         if func is Tensor.__bool__ and args[0].device.type == "cpu":
@@ -145,16 +153,17 @@ class Request:
         return self.seen
 
     def _placed(self, modules: dict[names.Kind, nn.Module]) -> dict[str, Any]:
-        on_host = self.residency == "stream"
+        streams = self.residency == "stream"
         for kind, module in modules.items():
             before = self._memory.live
             dtype = torch.float32 if kind == "vocoder" else DTYPE
-            waits = on_host and kind == "transformer"
-            _fill(module, dtype=dtype, device=torch.device("cpu") if waits else DEVICE)
+            waits = streams and kind in {"transformer", "connectors"}
+            _fill(module, dtype=dtype, device=HOST if waits else DEVICE)
             if kind == "transformer" and "fp8" in self.residency:
                 placement.to_fp8(module, "transformer_blocks")
-            if waits:
-                placement.stream_blocks(module, device=DEVICE)
+            if waits and kind == "transformer":
+                with _Device([]):
+                    placement.stream_blocks(module, device=DEVICE)
             self.seen.weights[kind] = self._memory.live - before
         return {str(kind): module for kind, module in modules.items()}
 
@@ -278,25 +287,78 @@ def record(
     return Request(plan, chosen, residency=residency).run()
 
 
-def record_text(*, tokens: int) -> tuple[int, int]:
-    """Reading a prompt of so many tokens: the peak above the weights, and the weights of the text encoder."""
-    with DEVICE:
-        gemma = Gemma3ForConditionalGeneration(Gemma3Config(text_config=GEMMA, vision_config=VISION)).eval()
-    connectors = _bare("connectors")
-    memory = Memory(DEVICE.type)
-
-    def tokenizer(_words: str, **_options: Any) -> Any:
-        return SimpleNamespace(input_ids=torch.zeros(1, tokens, dtype=torch.long))
-
+def record_text(*, tokens: int, residency: str = "resident") -> tuple[int, int]:
+    """Reading a prompt of so many tokens: the peak above the weights that stay, and those of Gemma and connectors."""
+    gemma, connectors = _bare_gemma(), _bare("connectors")
+    home, memory = named(residency), Memory(DEVICE.type)
+    reading: Here = contextlib.nullcontext
+    connecting: Here = contextlib.nullcontext
     with FakeTensorMode(allow_non_fake_inputs=True), memory, torch.inference_mode():
-        _fill(gemma, dtype=DTYPE, device=DEVICE)
-        gemma.lm_head.weight = gemma.model.language_model.embed_tokens.weight
-        weights = memory.live
-        _fill(connectors, dtype=DTYPE, device=DEVICE)
-        memory.peak = resting = memory.live
+        _fill_gemma(gemma, device=HOST if home.text_waits else DEVICE)
+        _fill(connectors, dtype=DTYPE, device=HOST if home.blocks_wait else DEVICE)
+        if home.text_fp8:
+            placement.to_fp8(gemma, "model.language_model.layers")
         with _Device([]):
-            text.encode("", text_encoder=TextEncoder(tokenizer, gemma), connectors=connectors)
-    return memory.peak - resting, weights
+            if home.text_waits:
+                reading = placement.visiting_text_encoder(gemma, device=DEVICE).by_turns
+            if home.blocks_wait:
+                connecting = placement.visiting_connectors(connectors, device=DEVICE).by_turns
+            memory.peak = resting = memory.live
+            with reading():
+                states = text.read("", text_encoder=TextEncoder(_Tokens(tokens), gemma))
+            with connecting():
+                text.context(states, connectors=connectors)
+    return memory.peak - resting, resting
+
+
+def record_writing(*, tokens: int) -> int:
+    """Writing after a conversation of so many tokens, with room for the longest answer: the peak above the weights."""
+    gemma = _bare_gemma()
+    memory = Memory(DEVICE.type)
+    with FakeTensorMode(allow_non_fake_inputs=True), memory, torch.inference_mode(), _Device([]):
+        _fill_gemma(gemma, device=DEVICE)
+        memory.peak = resting = memory.live
+        answer = writer.write(
+            TextEncoder(_Tokens(tokens), gemma),
+            instruction="",
+            words="",
+            image=None,
+            seed=0,
+            max_tokens=MAX_TOKENS,
+            draw=lambda _logits, _rng: 7,
+        )
+        for _ in range(2):
+            next(answer)
+    return memory.peak - resting
+
+
+def _bare_gemma() -> Any:
+    with DEVICE:
+        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=GEMMA, vision_config=VISION)).eval()
+
+
+def _fill_gemma(gemma: Any, *, device: torch.device) -> None:
+    _fill(gemma, dtype=DTYPE, device=device)
+    gemma.lm_head.weight = gemma.model.language_model.embed_tokens.weight
+
+
+@dataclass
+class _Tokens:
+    """A tokenizer that makes as many tokens of everything."""
+
+    count: int
+    eos_token_id: int = 1
+    added_tokens_decoder: dict[int, Any] = field(default_factory=dict)
+
+    def __call__(self, _words: str, *, return_tensors: str = "", **_options: Any) -> Any:
+        tokens = torch.zeros(1, self.count, dtype=torch.long)
+        return SimpleNamespace(input_ids=tokens if return_tensors else [])
+
+    def convert_tokens_to_ids(self, _token: str) -> int:
+        return self.eos_token_id
+
+    def decode(self, _tokens: list[int], **_options: Any) -> str:
+        return ""
 
 
 def main() -> None:

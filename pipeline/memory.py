@@ -140,7 +140,7 @@ _LAYERS_OF_GEMMA: Final = 49
 _WIDTH_OF_GEMMA: Final = 3_840
 _LAYER_OF_GEMMA: Final = 100_000_000
 """What a layer works in while it reads 1,024 tokens."""
-_WRITING: Final = 1_000_000_000
+_WRITING: Final = 1_150_000_000
 """What Gemma works in while it writes: its cache, of the longest prompt and answer, and the first of its forwards."""
 
 

@@ -136,7 +136,8 @@ def estimates(plan: Plan, need: Need, *, recipe: Recipe, rate: float, bandwidth:
             "none": "by fixed clauses: gemma stays on the host",
         }
         more = writing(need, weights=weights_of(recipe), bandwidth=bandwidth)
-        yield f"Prompt expansion, if asked for: {ways[need.writer]}; up to {more:.0f} s more, an estimate too."
+        longer = f"; up to {more:.0f} s more, an estimate too" if more else ""
+        yield f"Prompt expansion, if asked for: {ways[need.writer]}{longer}."
 
 
 def estimate(plan: Plan, need: Need, *, weights: Weights, rate: float) -> dict[str, float]:
