@@ -41,6 +41,30 @@ def test_from_pure_noise_a_full_ancestral_step_forgets_the_state(tensors):
     torch.testing.assert_close(out, 0.2 * denoised + 0.8 * noise, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("next_sigma", "share"),
+    [
+        (0.6292275, 0.0),
+        (0.99375, 0.0),
+        (0.99881806, 0.0),
+        # 40 steps at 14,080 tokens: two roundings that do not meet
+        (0.9993251, 3.374517e-4),
+    ],
+)
+def test_of_the_state_as_much_remains_after_the_first_step_as_float32_leaves(next_sigma, share):
+    """In double precision it would be 2e-7, 2e-5, 1e-4 and 2e-4; the reference, in float32, has these."""
+    out = samplers.euler_ancestral_cfg_pp(
+        torch.ones(1, dtype=torch.float64),
+        torch.zeros(1),
+        unconditional=torch.zeros(1),
+        noise=torch.zeros(1),
+        sigma=1.0,
+        next_sigma=next_sigma,
+        eta=1.0,
+    )
+    assert out.item() == pytest.approx(share, rel=1e-6)
+
+
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(("sigma", "next_sigma"), [(1.0, 0.99), (0.9, 0.5), (0.4, 0.1)])
 def test_cfg_pp_keeps_the_noise_level_that_the_schedule_asks_for(eta, sigma, next_sigma):
