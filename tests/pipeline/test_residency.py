@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from pipeline import residency, text
+from pipeline import loading, memory, residency, text
+from pipeline.device import work_on
 from weights.checkpoint import Checkpoint, load_component
 from weights.text_encoder import load_text_encoder
 
@@ -162,6 +163,37 @@ def test_to_write_all_of_gemma_comes_over_and_others_make_room(reading):
         assert devices(connectors) == {"cpu"}
     assert devices(connectors) == {"meta"}
     assert devices(model.model.vision_tower) == {"cpu"}
+
+
+@pytest.mark.parametrize("writer", ["visitor", "alone"])
+def test_loading_has_the_others_wait_only_where_gemma_writes_alone(tiny, writer):
+    evicted = memory.Need(memory.named("evict-text"), {}, {}, passes_per_call=1, writer=writer)
+    other = Wide(0)
+    encoder, _, writing = loading._text_encoder(
+        tiny / "gemma", dtype=torch.float32, place=torch.device("meta"), need=evicted, others=[other]
+    )
+    with writing():
+        assert devices(encoder.model) == {"meta"}
+        assert devices(other) == {"cpu"}
+    assert devices(other) == ({"meta"} if writer == "alone" else {"cpu"})
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_on_a_gpu_a_visit_reads_as_on_the_host_and_others_come_back_as_they_were(reading):
+    encoder, _ = reading
+    states = text.read("a red kite", text_encoder=encoder)
+    device, other = work_on("cuda"), Wide(0).cuda()
+    weight = other.linear.weight.clone()
+    visitor = residency.visiting_text_encoder(encoder.model, device=device)
+    with visitor.by_turns():
+        by_turns = text.read("a red kite", text_encoder=encoder)
+    with visitor.whole(instead_of=[other]):
+        whole = text.read("a red kite", text_encoder=encoder)
+    assert torch.equal(other.linear.weight, weight)
+    for found in (by_turns, whole):
+        distance = (torch.stack(found).cpu() - torch.stack(states)).norm() / torch.stack(states).norm()
+        assert distance.item() < 1e-2
 
 
 @pytest.mark.parametrize("way", ["by_turns", "whole"])
