@@ -10,9 +10,11 @@ PipelineError
 │   ├── ImageTooSmallError
 │   ├── ImageTooLargeError
 │   ├── OverBudgetError      more frames x pixels than the recipe can make
+│   ├── OverMemoryError      more than the device can make, whatever stays on it
 │   ├── ContentError         flagged by the safety checker
 │   └── SafetyUnavailableError  to be checked, and there is no checker
 └── GenerationError          we failed: 500
+    ├── NoRoomError          not with what stays on the device now, told beforehand: the process can go on
     ├── OutOfMemoryError
     └── StorageError         the disk is full or cannot be written: the process can go on
 """
@@ -69,6 +71,10 @@ class OverBudgetError(CallerError):
     """More latent tokens than the recipe's cap. Context: max_tokens, tokens, max_num_frames."""
 
 
+class OverMemoryError(CallerError):
+    """More memory than the device has, whatever stays on it. Context: max_num_frames."""
+
+
 class ContentError(CallerError):
     """The safety checker flagged the prompt, the image or the output."""
 
@@ -78,11 +84,19 @@ class SafetyUnavailableError(CallerError):
 
 
 class GenerationError(PipelineError):
-    """Generating failed through no fault of the caller."""
+    """Generating failed through no fault of the caller. `context` holds what else is known, by name."""
+
+    def __init__(self, message: str, *, context: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.context = dict(context or {})
+
+
+class NoRoomError(GenerationError):
+    """The clip does not fit as the models are loaded; nothing was computed. Context: residency, with which it does."""
 
 
 class OutOfMemoryError(GenerationError):
-    """The device ran out of memory."""
+    """The device ran out of memory. Context: offers, clips that take half of it; of loading: residency, that tried."""
 
 
 class StorageError(GenerationError):

@@ -1,14 +1,15 @@
 """What of a recipe's models fits a device, told from the headers of its files."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline import memory
-from pipeline.errors import OperatorError, OutOfMemoryError
+from pipeline.errors import NoRoomError, OperatorError, OverMemoryError
 from pipeline.flops import TransformerSize
 from pipeline.memory import Need, Part, Residency, Weights
+from pipeline.offers import Offers, offers
 from pipeline.plan import Plan, make_plan
 from pipeline.recipe import Recipe
 from pipeline.types import GenerationRequest, Size
@@ -31,25 +32,56 @@ class Room:
     passes_per_call: int
     """At most; 0: all."""
 
-    def passes_at_once(self, plan: Plan) -> int:
+    def passes_at_once(self, plan: Plan, request: GenerationRequest, *, recipe: Recipe) -> int:
         """Passes that go through the transformer at once: as many as the device has room for beside this residency.
 
-        Raises: OutOfMemoryError before anything is computed, if it has no room for one.
+        `plan` is that of `request`.
+        Raises: NoRoomError if it has room for none, but with another residency; OverMemoryError if with none; before
+        anything is computed.
         """
-        [need] = [
-            need
-            for need in memory.needs(
-                plan, self.weights, memory=self.memory, passes_per_call=self.passes_per_call, size=self.size
+        needed = {need.residency.name: need for need in self._needs(plan, room=self.memory)}
+        here = needed[self.residency.name]
+        if here.fits(self.memory):
+            return here.passes_per_call
+        clip, has = _clip(plan), f"the device has {_gb(self.memory)}"
+        if (fitting := memory.chosen(iter(needed.values()), memory=self.memory)) is not None:
+            raise NoRoomError(
+                f"{clip} needs {_gb(here.peak + memory.RESERVE)} with residency {self.residency.name!r}; {has}. "
+                f"It fits with residency {fitting.residency.name!r}",
+                context={"residency": fitting.residency.name},
             )
-            if need.residency == self.residency
-        ]
-        if not need.fits(self.memory):
-            raise OutOfMemoryError(
-                f"{plan.size} at {plan.num_frames} frames needs {_gb(need.peak + memory.RESERVE)} with residency "
-                f"{self.residency.name!r}; the device has {_gb(self.memory)}. A smaller or shorter clip needs less: "
-                "see ltxd plan"
-            )
-        return need.passes_per_call
+        found = offers(request, recipe, fits=self.can_make)
+        # why: what the models were loaded for fits, and something must be said
+        words = " or ".join(found.words) or _clip(ordinary(recipe))
+        least = min(need.peak for need in needed.values()) + memory.RESERVE
+        raise OverMemoryError(
+            f"{clip} needs at least {_gb(least)} of memory; {has}: {words} would fit",
+            field="num_frames" if request.size is None else "size",
+            context={"max_num_frames": found.num_frames or 0},
+        )
+
+    def can_make(self, plan: Plan, *, of: int | None = None) -> bool:
+        """Whether the device can make a clip with some residency, in all of its memory, or `of` so many bytes."""
+        room = self.memory if of is None else of
+        return memory.chosen(self._needs(plan, room=room), memory=room) is not None
+
+    def _needs(self, plan: Plan, *, room: int) -> Iterator[Need]:
+        return memory.needs(plan, self.weights, memory=room, passes_per_call=self.passes_per_call, size=self.size)
+
+
+def half(
+    plan: Plan, request: GenerationRequest, *, recipe: Recipe, room: Room | None, obtainable: int | None
+) -> Offers:
+    """Clips of at most half the latent tokens of `plan` that are reckoned to fit what the device has for them.
+
+    Units: `obtainable` bytes that others leave of the device, None where that is not known.
+    """
+    most = plan.latent_tokens // 2
+    return offers(
+        request,
+        recipe,
+        fits=lambda it: it.latent_tokens <= most and (room is None or room.can_make(it, of=obtainable)),
+    )
 
 
 def weights_of(
@@ -163,6 +195,10 @@ def _part(tensors: Mapping[str, Stored], *, within: str, itemsize: int, copies: 
 
 def _bytes(stored: Stored, itemsize: int, *, keep_fp8: bool = True) -> int:
     return math.prod(stored.shape) * (1 if keep_fp8 and stored.dtype == fp8.DTYPE else itemsize)
+
+
+def _clip(plan: Plan) -> str:
+    return f"{plan.size} with {plan.num_frames} frames"
 
 
 def _gb(size: int) -> str:

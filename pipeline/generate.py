@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from pipeline import conditioning, decode, expansion, gemma, text
+from pipeline import conditioning, decode, expansion, fitting, gemma, text
 from pipeline.decoding import CELL
 from pipeline.denoise import Conditions, denoise
 from pipeline.errors import OutOfMemoryError
@@ -41,7 +41,11 @@ def generate(
     Raises: GenerationError, CallerError.
     """
     seconds: dict[str, float] = {}
-    at_once = pipeline.passes_per_call if pipeline.room is None else pipeline.room.passes_at_once(plan)
+    at_once = (
+        pipeline.passes_per_call
+        if pipeline.room is None
+        else pipeline.room.passes_at_once(plan, request, recipe=pipeline.recipe)
+    )
     yield from (Progress("plan", 1, 1, message=note) for note in plan.notes)
     if pipeline.model.demo:
         yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
@@ -103,8 +107,18 @@ def generate(
                 mp4.audio(sound, sample_rate=SAMPLE_RATE)
             yield from _with_eta(_write_frames(pipeline, latents, plan, mp4, watch=watch, record=record))
         seconds["decode"] = time.monotonic() - began
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemoryError(f"{plan.size} at {plan.num_frames} frames does not fit the device: {error}") from error
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        less = fitting.half(
+            plan,
+            request,
+            recipe=pipeline.recipe,
+            room=pipeline.room,
+            obtainable=_obtainable(pipeline.model.device),
+        )
+        raise OutOfMemoryError(
+            f"{plan.size} with {plan.num_frames} frames does not fit the device: {error}",
+            context={"offers": less.words},
+        ) from error
 
     return Generated(
         path=output,
@@ -195,11 +209,16 @@ def _under(record: Record, prefix: str, name: str, tensor: Tensor) -> None:
 
 def decode_memory(device: torch.device | str) -> int | None:
     """Bytes that decoding may take on `device`; None where it may take what it likes, on the host."""
+    obtainable = _obtainable(device)
+    return None if obtainable is None else int((obtainable - torch.cuda.memory_allocated(device)) * DECODE_SHARE)
+
+
+def _obtainable(device: torch.device | str) -> int | None:
+    """Bytes of `device` that this process holds or could have; None on the host."""
     if torch.device(device).type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int((free + unused) * DECODE_SHARE)
+    return int(free + torch.cuda.memory_reserved(device))
 
 
 def _write_frames(

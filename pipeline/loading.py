@@ -15,7 +15,7 @@ from torch import nn
 
 from pipeline import fitting, safety, selftest, text
 from pipeline.device import work_on
-from pipeline.errors import OperatorError, WeightsError
+from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.memory import Need, Residency, Writer, needs
 from pipeline.recipe import Recipe
 from pipeline.residency import move, stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
@@ -105,7 +105,8 @@ def load(
     without. `residency` "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU
     there is no bound.
     Of the passes, as many as fit `memory` go through the transformer at once, at most `passes_per_call` if not 0.
-    Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had.
+    Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had;
+    OutOfMemoryError if the device runs out of memory nevertheless.
     """
     began = time.monotonic()
     place = work_on(device)
@@ -162,6 +163,10 @@ def load(
         text_encoder, reader_here, parts["writer_here"] = _text_encoder(
             models / recipe.text_encoder, dtype=kind, place=place, need=need, others=others
         )
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"the models do not fit with residency {home.name!r}: {error}", context={"residency": home.name}
+        ) from error
     except WeightsFileError as error:
         fix = "" if error.fix else f". To mend it: {recipe.setup}"
         raise WeightsError(f"recipe {recipe.name!r}: {error}{fix}") from error

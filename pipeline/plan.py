@@ -103,6 +103,11 @@ class Plan:
         return self.conditioning_fps > float(self.fps) * (1 + 1e-6)
 
     @property
+    def latent_tokens(self) -> int:
+        """Of the picture at its full size."""
+        return self.latent_frames * self.size.width * self.size.height // CELL**2
+
+    @property
     def megapixels(self) -> int:
         """Millions of generated pixels, rounded up: the unit that fal bills."""
         return math.ceil(self.size.width * self.size.height * self.num_frames / MEGAPIXEL)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pipeline.errors import CallerError
+from pipeline.errors import CallerError, GenerationError
 from pipeline.types import Generated, GenerationRequest, LoadedModel, Progress
 
 HEADER = struct.Struct(">I")
@@ -80,6 +80,8 @@ def failed(error: BaseException) -> Failed:
     """The message that says that `error` ended a clip."""
     if isinstance(error, CallerError):
         return Failed(type(error).__name__, str(error), error.field, error.context)
+    if isinstance(error, GenerationError):
+        return Failed(type(error).__name__, str(error), None, error.context)
     return Failed(type(error).__name__, str(error), None, {})
 
 

@@ -1,8 +1,8 @@
 """The generating process: loads one recipe's model, then makes clips one after another as its parent asks.
 
 `python -m pipeline.worker --fd N --recipe NAME --models DIR --safety-threshold X ...`, where N is a connected socket.
-It dies with its parent. A caller's error leaves it running; any other failure may have poisoned the device, so it says
-so and leaves with status 70, and the parent starts a fresh one.
+It dies with its parent. A caller's error leaves it running, as does a clip it has no room for and a full disk; any
+other failure may have poisoned the device, so it says so and leaves with status 70, and the parent starts a fresh one.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from pipeline.errors import CallerError, OutOfMemoryError, StorageError
+from pipeline.errors import CallerError, NoRoomError, OutOfMemoryError, StorageError
 from pipeline.recipe import Semantics
 from pipeline.types import RESIDENCIES, Generated, Progress
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Message, Ready, failed, pack, receive
 
 EXIT_FAILED = 70
+HARMLESS = (NoRoomError.__name__, StorageError.__name__)
+"""Failures of ours that leave the device as it was."""
 PR_SET_PDEATHSIG = 1
 NICENESS = 5
 AUTOGROUP = Path("/proc/self/autogroup")
@@ -115,7 +117,7 @@ def work(connection: socket.socket, start: Start) -> int:
         while (job := jobs.get()) is not None:
             answer = _answer(connection, start, job, cancel)
             connection.sendall(pack(answer))
-            if isinstance(answer, Failed) and answer.field is None and answer.kind != StorageError.__name__:
+            if isinstance(answer, Failed) and answer.field is None and answer.kind not in HARMLESS:
                 return EXIT_FAILED
     except ConnectionError:
         log.info("the server is gone")

@@ -84,6 +84,7 @@ def _serve(args: argparse.Namespace) -> int:
     from server.child import worker_command
     from server.database import StoreError
     from server.logs import set_up_logs
+    from server.model import ModelGivenUpError
     from server.serve import StartError, serve
 
     async def run(settings: Settings) -> None:
@@ -95,7 +96,7 @@ def _serve(args: argparse.Namespace) -> int:
 
     try:
         asyncio.run(run(_settings(args)))
-    except (StartError, StoreError, ValidationError, OSError) as error:
+    except (StartError, StoreError, ModelGivenUpError, ValidationError, OSError) as error:
         sys.stderr.write(f"ltxd: {error}\n")
         return 1
     return 0

@@ -14,7 +14,7 @@ from server.database import StoreUnavailableError
 from server.disk import free_bytes
 from server.media import Media
 from server.metrics import Metrics
-from server.model import Model, ModelState
+from server.model import Model, ModelGivenUpError, ModelState
 from server.settings import Settings
 from server.start_images import StartImages
 from server.store import Store
@@ -77,7 +77,10 @@ class Agent:
         return self._running
 
     async def run(self) -> None:
-        """Does jobs until drained."""
+        """Does jobs until drained.
+
+        Raises: ModelGivenUpError once the model cannot be had; what waits goes on waiting.
+        """
         if self._settings.role == "api":
             await self._draining.wait()
             self._idle.set()
@@ -98,6 +101,8 @@ class Agent:
                         log.error("no jobs are taken: %s", error)
                     told = True
                     await self._pause()
+                except ModelGivenUpError:
+                    raise
                 except Exception:
                     log.exception("the agent goes on after a failure")
                     await self._pause()
@@ -119,7 +124,7 @@ class Agent:
         self._tools.handing_back.set()
         self._bell.ring()
         if not self.running:
-            await self._model.kill()
+            await self._model.kill("drained")
         await self._idle.wait()
 
     async def _turn(self) -> None:

@@ -12,50 +12,38 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import TypeVar
 
 from opentelemetry import trace
 from structlog.contextvars import bound_contextvars
 
 from pipeline.errors import CallerError
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
-from pipeline.types import Generated, GenerationRequest, Progress
-from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, failed
+from pipeline.types import Generated
+from pipeline.wire import failed
 from server.bell import Bell
 from server.blobs import Blobs, BlobsUnavailableError, digest
 from server.child import Child, ChildLostError, ChildSilentError
 from server.database import StoreUnavailableError
+from server.driving import Clip
 from server.endings import CANCELLED
 from server.errors import Failure, FalError, from_worker, model_failure, plain, with_inputs
 from server.metrics import Metrics, outcome_of
-from server.model import Model
+from server.model import Model, ModelGivenUpError
 from server.records import Claim, StoredFile
 from server.schema import ImageToVideoInput
 from server.settings import Settings
-from server.silence import allowed_after
 from server.start_images import StartImages
+from server.stopping import RECHECK_SECONDS, Reason, StoppedError, reason_to_stop, unless
 from server.store import Store
 from server.tracing import record_job
-from server.words import describe, out_of_memory, to_request
+from server.words import to_request
 
-RECHECK_SECONDS = 1.0
-LOG_SECONDS = 0.5
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-Reason = Literal["cancelled", "lost", "late", "handed back"]
-"""Why an attempt stops early: its caller's wish, another node has the job, the job's time is over, the node drains."""
 
 log = logging.getLogger("ltxd.attempt")
 T = TypeVar("T")
-
-
-class StoppedError(Exception):
-    """The attempt is to end without a clip."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +83,12 @@ class Attempt:
             await self._run(child)
 
     async def _run(self, child: Child) -> None:
-        stop = asyncio.create_task(self._reason_to_stop())
+        tools = self._tools
+        stop = asyncio.create_task(
+            reason_to_stop(
+                self._claim, tools.store, settings=tools.settings, bell=tools.bell, handing_back=tools.handing_back
+            )
+        )
         try:
             await self._make(child, stop)
         except StoppedError as stopped:
@@ -106,12 +99,15 @@ class Attempt:
             await self._fail(with_inputs(error.failure, given.model_dump()))
         except ChildLostError as error:
             await self._lost(error)
+        except ModelGivenUpError:
+            await self._put_back("no other process came up", counted=True)
+            raise
         except OSError as error:
             log.error("the attempt failed: %s", error)
             await self._fail(_fault(error))
         except Exception as error:
             log.exception("the attempt failed")
-            await self._tools.model.kill()
+            await self._tools.model.kill("failed")
             await self._fail(_fault(error))
         finally:
             stop.cancel()
@@ -126,7 +122,7 @@ class Attempt:
         Raises: StoppedError, FalError, ChildLostError, OSError.
         """
         given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
-        size = await _unless(stop, self._tools.images.fetch(self._claim.id, given))
+        size = await unless(stop, self._tools.images.fetch(self._claim.id, given))
         request = to_request(given, image=self._tools.images.path(self._claim.id), image_size=size)
         try:
             plan = make_plan(request, self._tools.recipe)
@@ -134,106 +130,19 @@ class Attempt:
             raise FalError(from_worker(failed(error))) from error
         log.info("generating", extra={"plan": asdict(plan)})
         started = time.monotonic()
-        generated = await self._generate(child, request, plan, stop)
+        clip = Clip(
+            request,
+            plan,
+            self._output,
+            stop,
+            settings=self._settings,
+            model=self._tools.model,
+            metrics=self._tools.metrics,
+            tell=self._tell,
+        )
+        generated = await clip.make(child)
         seconds = time.monotonic() - started
         await self._deliver(given, generated, seconds=seconds, units=plan.megapixels)
-
-    async def _generate(
-        self, child: Child, request: GenerationRequest, plan: Plan, stop: asyncio.Task[Reason]
-    ) -> Generated:
-        """The clip. A process that runs out of memory is followed by one that keeps less on the device.
-
-        Raises: StoppedError, FalError, ChildLostError.
-        """
-        first = await self._drive(child, request, stop)
-        if first is not None:
-            return first
-        model = self._tools.model
-        await model.kill()
-        before, smaller = model.residency, model.smaller_residency()
-        if smaller is None:
-            raise FalError(out_of_memory(plan, tried=None))
-        log.warning("out of memory; the next process has the residency %s", smaller)
-        self._tools.metrics.retried("out of memory")
-        await self._tell(f"The device ran out of memory: tried again with residency {smaller}", level="WARN")
-        model.residency = smaller
-        again = await _unless(stop, model.ready())
-        if again is None and model.stopping:
-            raise StoppedError("handed back")
-        second = None if again is None else await self._drive(again, request, stop)
-        if second is None:
-            # why: less on the device did not help, and is slower
-            model.residency = before
-            await model.kill()
-            raise FalError(out_of_memory(plan, tried=None if again is None else smaller))
-        return second
-
-    async def _drive(self, child: Child, request: GenerationRequest, stop: asyncio.Task[Reason]) -> Generated | None:
-        """Follows the running clip to its end; None if the device ran out of memory.
-
-        Raises: StoppedError, FalError, ChildLostError, OSError.
-        """
-        if (model := self._tools.model.state.model) is not None:
-            await self._tell(f"Generating with {model.weights} on {model.device}")
-        child.send(Generate(request, self._output))
-        asked = asyncio.create_task(self._pass_on(stop, child))
-        last: Progress | None = None
-        logged = stepped = 0.0
-        try:
-            while True:
-                match await child.next(within=allowed_after(last, self._settings)):
-                    case Progress() as progress:
-                        new_stage = last is None or progress.stage != last.stage
-                        if not new_stage and progress.stage == "denoise":
-                            self._tools.metrics.step(time.monotonic() - stepped)
-                        stepped = time.monotonic()
-                        last = progress
-                        if progress.message:
-                            await self._tell(progress.message)
-                        elif new_stage or time.monotonic() - logged >= LOG_SECONDS:
-                            logged = time.monotonic()
-                            await self._tell(describe(progress))
-                    case Done(generated) if generated.path == self._output:
-                        return generated
-                    case Cancelled():
-                        raise StoppedError(await stop)
-                    case Failed(kind="OutOfMemoryError"):
-                        return None
-                    case Failed(field=None) as failure:
-                        await self._failed(failure)
-                    case Failed() as failure:
-                        raise FalError(from_worker(failure))
-                    case message:
-                        raise ChildLostError(f"sent {type(message).__name__} out of turn")
-        except ChildLostError:
-            if stop.done():
-                # why: one that is only slow would go on with this clip while the next job waits for its own
-                await self._tools.model.kill()
-                raise StoppedError(stop.result()) from None
-            raise
-        finally:
-            asked.cancel()
-
-    async def _pass_on(self, stop: asyncio.Task[Reason], child: Child) -> None:
-        """Tells the process to stop once there is a reason."""
-        reason = await asyncio.shield(stop)
-        if reason == "handed back":
-            await child.kill()
-        else:
-            child.send(Cancel())
-
-    async def _failed(self, failure: Failed) -> NoReturn:
-        """Sorts what went wrong in the process through no fault of the caller.
-
-        Raises: FalError, ChildLostError, OSError.
-        """
-        log.error("%s: %s", failure.kind, failure.message)
-        if failure.kind == "StorageError":
-            raise OSError(errno.ENOSPC, failure.message)
-        await self._tools.model.kill()
-        if failure.kind == "GenerationError":
-            raise FalError(from_worker(failure))
-        raise ChildLostError(f"failed with {failure.kind}", detail=failure.message)
 
     async def _deliver(self, given: ImageToVideoInput, generated: Generated, *, seconds: float, units: int) -> None:
         # why: files are read without a key, and an attempt that comes too late must not touch the delivered clip
@@ -292,9 +201,9 @@ class Attempt:
 
     async def _lost(self, error: ChildLostError) -> None:
         log.error("the generating process %s", error.with_last_words)
-        await self._tools.model.kill()
-        await self._tell(f"Attempt {self._claim.attempt} was lost: the generating process {error}", level="WARN")
         silent = isinstance(error, ChildSilentError)
+        await self._tools.model.kill("silent" if silent else "died")
+        await self._tell(f"Attempt {self._claim.attempt} was lost: the generating process {error}", level="WARN")
         self._tools.metrics.retried("silent" if silent else "died")
         await self._put_back(f"its generating process {error}", counted=True, silent=silent)
 
@@ -317,25 +226,6 @@ class Attempt:
 
     # -- the database and the blobs, which may be away for a while
 
-    async def _reason_to_stop(self) -> Reason:
-        """Keeps the lease; returns once the attempt is to stop."""
-        renewed = time.monotonic()
-        while True:
-            seen = self._tools.bell.rings
-            if self._tools.handing_back.is_set():
-                return "handed back"
-            if time.time() - self._claim.started > self._settings.job_timeout:
-                return "late"
-            with contextlib.suppress(StoreUnavailableError):
-                if time.monotonic() - renewed < self._settings.lease_seconds / 6:
-                    standing = await self._store.standing(self._claim)
-                else:
-                    standing = await self._store.renew(self._claim, lease=self._settings.lease_seconds)
-                    renewed = time.monotonic()
-                if standing != "held":
-                    return standing
-            await self._tools.bell.wait(seen, at_most=RECHECK_SECONDS)
-
     async def _tell(self, message: str, *, level: str = "INFO") -> None:
         """Adds a line to the job's log, if the database is there."""
         with contextlib.suppress(StoreUnavailableError):
@@ -357,20 +247,6 @@ class Attempt:
                 told = True
                 await asyncio.sleep(RECHECK_SECONDS)
         raise StoppedError("handed back")
-
-
-async def _unless(stop: asyncio.Task[Reason], work: Awaitable[T]) -> T:
-    """What `work` gives.
-
-    Raises: StoppedError if there is a reason to stop before it is done.
-    """
-    task = asyncio.ensure_future(work)
-    await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        raise StoppedError(stop.result())
-    return task.result()
 
 
 def _fault(error: Exception) -> Failure:

@@ -50,6 +50,7 @@ PIPELINE_TYPES: dict[type[pipeline_errors.PipelineError], str] = {
     pipeline_errors.ImageTooSmallError: "image_too_small",
     pipeline_errors.ImageTooLargeError: "image_too_large",
     pipeline_errors.OverBudgetError: "value_error",
+    pipeline_errors.OverMemoryError: "value_error",
     pipeline_errors.ContentError: "content_policy_violation",
     pipeline_errors.SafetyUnavailableError: "feature_not_supported",
     pipeline_errors.CallerError: "value_error",
@@ -203,9 +204,6 @@ def from_worker(failed: Failed) -> Failure:
         if kind.__name__ == failed.kind and failed.field is not None:
             field = FIELDS.get(failed.field, failed.field)
             return field_failure(error_type, failed.message, field=field, context=failed.context)
-    if failed.kind == pipeline_errors.OutOfMemoryError.__name__:
-        message = "The device ran out of memory: ask for fewer frames or a smaller size"
-        return model_failure("internal_server_error", message)
     return model_failure("internal_server_error", "Internal server error")
 
 

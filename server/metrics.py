@@ -47,7 +47,7 @@ class Metrics:
         self._megapixels = Counter("ltx_generated_megapixels", "Megapixels billed.", registry=registry)
         self._retries = Counter("ltx_job_retries", "Attempts that were lost.", ["reason"], registry=registry)
         self._restarts = Counter(
-            "ltx_worker_restarts", "Starts of the generating process after the first.", registry=registry
+            "ltx_worker_restarts", "Starts of the generating process after the first.", ["reason"], registry=registry
         )
         self._webhooks = Counter("ltx_webhook_deliveries", "Tries to call a webhook.", ["outcome"], registry=registry)
         self._running = Gauge("ltx_num_requests_running", "Jobs being done on this node.", registry=registry)
@@ -83,9 +83,9 @@ class Metrics:
         """An attempt was lost and its job goes back to the queue."""
         self._retries.labels(reason).inc()
 
-    def restarted(self) -> None:
+    def restarted(self, reason: str) -> None:
         """Another generating process takes the place of one that is gone."""
-        self._restarts.inc()
+        self._restarts.labels(reason).inc()
 
     def delivered(self, *, ok: bool) -> None:
         """A webhook was called."""

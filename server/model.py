@@ -1,7 +1,12 @@
-"""The generating process with its model loaded: started at once, after every death, and with a smaller residency."""
+"""The generating process with its model loaded: started at once, after every death, and as much smaller as it must be.
+
+A residency belongs to one call of `ready`: what an attempt asked for is gone with the next that asks for nothing.
+"""
 
 import asyncio
 import logging
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +17,14 @@ from server.metrics import Metrics
 from server.settings import Settings
 
 MAX_BACKOFF = 60.0
+MAX_FAILED_STARTS = 3
+FAILED_WITHIN = 300.0
 
 log = logging.getLogger("ltxd.model")
+
+
+class ModelGivenUpError(Exception):
+    """The model did not load, again and again: whoever supervises this program is to know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +43,40 @@ class Model:
     def __init__(self, settings: Settings, *, command: Command, stopping: asyncio.Event, metrics: Metrics) -> None:
         self.state = ModelState("loading")
         self.residency: str = settings.residency
-        """The residency that the next process is asked for."""
+        """The residency of a process that nobody asked another one of."""
         self._settings = settings
         self._command = command
         self._stopping = stopping
         self._metrics = metrics
         self._child: Child | None = None
+        self._asked = ""
+        """The residency that the running process was asked for."""
+        self._killed_for = ""
         self._failures = 0
+        self._failed_at: deque[float] = deque(maxlen=MAX_FAILED_STARTS)
 
-    async def ready(self) -> Child | None:
-        """The process with its model loaded; None if it did not come up, after a pause that grows."""
+    async def ready(self, residency: str | None = None) -> Child | None:
+        """The process with its model loaded, with `residency` if one is named, or a smaller one if that cannot be had.
+
+        None if it did not come up, after a pause that grows.
+        Raises: ModelGivenUpError after three failures within five minutes, with no success between.
+        """
+        wanted = residency or self.residency
         if self._child is not None and self._child.alive:
-            return self._child
+            if self._asked == wanted:
+                return self._child
+            log.info("the process goes: the next has residency %s", wanted)
+            await self.kill("residency")
         self.state = ModelState("loading")
         try:
-            return await self._start()
+            return await self._start_smaller(wanted)
         except ChildLostError as error:
             told, reason = str(error), error.with_last_line
         except OSError as error:
             told, reason = "cannot be started", f"cannot be started: {error}"
-        await self.kill()
+        await self.kill("load")
         if not self.stopping:
-            self._failures += 1
-            pause = min(2.0 ** (self._failures - 1), MAX_BACKOFF)
-            self.state = ModelState("failed", error=f"the model did not load: the process {told}; the log says more")
-            log.error("the model did not load: %s; next try in %g s", reason, pause)
-            await self._pause(pause)
+            await self._failed(told, reason)
         return None
 
     @property
@@ -67,13 +86,12 @@ class Model:
 
     def smaller_residency(self) -> str | None:
         """The next residency that needs less memory than the loaded one, or None."""
-        loaded = self.state.model.residency if self.state.model is not None else self.residency
-        later = RESIDENCIES[RESIDENCIES.index(loaded) + 1 :] if loaded in RESIDENCIES else ()
-        return later[0] if later else None
+        return _next(self.state.model.residency if self.state.model is not None else self.residency)
 
-    async def kill(self) -> None:
-        """Ends the process now."""
+    async def kill(self, why: str) -> None:
+        """Ends the process now; `why` is what the start of the next one counts as."""
         if self._child is not None:
+            self._killed_for = self._killed_for or why
             await self._child.kill()
 
     async def stop(self) -> None:
@@ -81,19 +99,42 @@ class Model:
         if self._child is not None:
             await self._child.stop()
 
-    async def _start(self) -> Child | None:
-        """A new process, once it is ready.
+    async def _start_smaller(self, residency: str) -> Child | None:
+        """A new process, once it is ready, with `residency`, or where memory runs out with the first below that loads.
+
+        Raises: ChildLostError, OSError.
+        """
+        wanted = residency
+        while True:
+            started = await self._start(residency)
+            if not isinstance(started, Failed):
+                return started
+            tried = str(started.context.get("residency", residency))
+            smaller = _next(tried) if started.kind == "OutOfMemoryError" or residency != wanted else None
+            if smaller is None:
+                raise ChildLostError(f"said {started.kind}", detail=started.message)
+            log.warning("%s: %s; the next process has residency %s", started.kind, started.message, smaller)
+            await self.kill("out of memory")
+            if residency == self.residency:
+                # why: it is the device that is so, whatever clip comes
+                self.residency = smaller
+            residency = smaller
+
+    async def _start(self, residency: str) -> Child | Failed | None:
+        """A new process, once it is ready, or what it says it failed with; None if none is to be any more.
 
         Raises: ChildLostError, OSError.
         """
         if self._child is not None:
-            self._metrics.restarted()
-        child = self._child = await Child.start(self._command, residency=self.residency)
+            self._metrics.restarted(self._killed_for or "died")
+        self._asked, self._killed_for = residency, ""
+        child = self._child = await Child.start(self._command, residency=residency)
         if self.stopping:
             return None
         match await child.next(within=self._settings.load_timeout):
             case Ready(model):
                 self._failures = 0
+                self._failed_at.clear()
                 self.state = ModelState("ready", model)
                 log.info(
                     "model ready: %s, recipe %s, on %s, residency %s",
@@ -104,13 +145,33 @@ class Model:
                 )
                 return child
             case Failed() as failure:
-                raise ChildLostError(f"said {failure.kind}", detail=failure.message)
+                return failure
             case message:
                 raise ChildLostError(f"sent {type(message).__name__} before it was ready")
 
-    async def _pause(self, seconds: float) -> None:
+    async def _failed(self, told: str, reason: str) -> None:
+        """Tells of a start that failed, and waits before the next.
+
+        Raises: ModelGivenUpError.
+        """
+        self.state = ModelState("failed", error=f"the model did not load: the process {told}; the log says more")
+        now = time.monotonic()
+        self._failed_at.append(now)
+        if len(self._failed_at) == MAX_FAILED_STARTS and now - self._failed_at[0] <= FAILED_WITHIN:
+            raise ModelGivenUpError(
+                f"the model did not load {MAX_FAILED_STARTS} times within {FAILED_WITHIN:g} s: the process {reason}"
+            )
+        self._failures += 1
+        pause = min(2.0 ** (self._failures - 1), MAX_BACKOFF)
+        log.error("the model did not load: %s; next try in %g s", reason, pause)
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(pause):
                 await self._stopping.wait()
         except TimeoutError:
             return
+
+
+def _next(residency: str) -> str | None:
+    """The residency that needs less memory than `residency`; None if there is none, or it is not known which."""
+    later = RESIDENCIES[RESIDENCIES.index(residency) + 1 :] if residency in RESIDENCIES else ()
+    return later[0] if later else None

@@ -68,7 +68,7 @@ async def serve(
 ) -> None:
     """Runs the server until `stop` is set, then ends it in order. `on_start` is called once the ports answer.
 
-    Raises: StartError, StoreError.
+    Raises: StartError, StoreError, ModelGivenUpError.
     """
     if settings.proxy_port and not settings.tls_port:
         raise StartError("proxy_port is set and tls_port is 0: the proxy leads to the HTTPS port, so turn that on")

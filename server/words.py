@@ -3,8 +3,9 @@
 import math
 from pathlib import Path
 
-from pipeline.plan import Plan, fitted, snapped_frames
+from pipeline.plan import Plan
 from pipeline.types import GenerationRequest, Progress, Size
+from pipeline.wire import Failed
 from server.errors import Failure, model_failure
 from server.schema import ImageToVideoInput
 
@@ -40,13 +41,10 @@ def describe(progress: Progress) -> str:
     return f"{progress.stage}{step}{left}"
 
 
-def out_of_memory(plan: Plan, *, tried: str | None) -> Failure:
+def out_of_memory(plan: Plan, failed: Failed, *, tried: str | None) -> Failure:
     """What the caller is told when `plan` did not fit the device, nor with the residency `tried` if one was."""
-    half = snapped_frames((plan.num_frames + 1) // 2)
-    smaller = fitted(plan.size, area=plan.size.width * plan.size.height // 2)
     again = "" if tried is None else f", and again with less of the model on it (residency {tried})"
-    message = (
-        f"The device ran out of memory at {plan.size} with {plan.num_frames} frames{again}. "
-        f"{half} frames at this size, or {smaller} at this length, need about half as much"
-    )
+    offers = " or ".join(map(str, failed.context.get("offers", ())))
+    less = f"{offers} should fit: they take half as much" if offers else "A smaller or shorter clip takes less"
+    message = f"The device ran out of memory at {plan.size} with {plan.num_frames} frames{again}. {less}"
     return model_failure("internal_server_error", message)

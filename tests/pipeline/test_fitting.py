@@ -1,10 +1,11 @@
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
 from pipeline import fitting, generate, loading, memory, recipe
-from pipeline.errors import OperatorError, OutOfMemoryError
+from pipeline.errors import NoRoomError, OperatorError, OutOfMemoryError, OverMemoryError
 from pipeline.flops import PUBLISHED
 from pipeline.plan import make_plan
 from pipeline.trace import Trace
@@ -122,7 +123,8 @@ def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):
     assert whole.phases["decode"] == max(whole.phases.values())
     pipeline = loading.load(large, models=tiny, device="cpu", memory=whole.peak + memory.RESERVE - 1)
     assert pipeline.model.residency == "resident"
-    pipeline.room.passes_at_once(fitting.ordinary(large))
+    whole = replace(REQUEST, size=None, image_size=Size(16, 9), num_frames=121)
+    pipeline.room.passes_at_once(make_plan(whole, large), whole, recipe=large)
 
 
 def _needs(tiny, *, recipe=TINY, device=None, plan=None, passes_per_call=0):
@@ -190,8 +192,8 @@ def test_a_clip_gets_as_many_passes_in_a_call_as_the_device_has_room_for(tiny, t
 
 def test_the_setting_is_a_bound_that_the_device_may_go_below():
     plan = make_plan(FOUR, FOUR_PASSES)
-    assert room_for(plan, 3, passes_per_call=2).passes_at_once(plan) == 2
-    assert room_for(plan, 1, passes_per_call=2).passes_at_once(plan) == 1
+    assert room_for(plan, 3, passes_per_call=2).passes_at_once(plan, FOUR, recipe=FOUR_PASSES) == 2
+    assert room_for(plan, 1, passes_per_call=2).passes_at_once(plan, FOUR, recipe=FOUR_PASSES) == 1
 
 
 def test_a_clip_is_refused_only_if_one_pass_in_a_call_does_not_fit():
@@ -199,6 +201,59 @@ def test_a_clip_is_refused_only_if_one_pass_in_a_call_does_not_fit():
     enough = room_for(plan, 1)
     [one, *_] = memory.needs(plan, enough.weights, memory=None, passes_per_call=1, size=WIDE)
     least = replace(enough, memory=one.peak + memory.RESERVE)
-    assert least.passes_at_once(plan) == 1
-    with pytest.raises(OutOfMemoryError, match=r"256x256 at 17 frames needs .* with residency 'resident'"):
-        replace(least, memory=least.memory - 1).passes_at_once(plan)
+    assert least.passes_at_once(plan, FOUR, recipe=FOUR_PASSES) == 1
+    with pytest.raises(NoRoomError, match=r"256x256 with 17 frames needs .* with residency 'resident'"):
+        replace(least, memory=least.memory - 1).passes_at_once(plan, FOUR, recipe=FOUR_PASSES)
+
+
+def test_a_clip_that_does_not_fit_is_refused_before_anything_is_computed(tiny, tmp_path):
+    pipeline = _holding_the_ordinary_clip(tiny)
+    large = replace(REQUEST, size=Size(2048, 2048), num_frames=121)
+    with pytest.raises(OverMemoryError, match=r"2048x2048 with 121 frames needs at least .* would fit") as caught:
+        next(_made(pipeline, large, tmp_path))
+    assert caught.value.field == "size"
+    # what is offered fits, and the next larger does not
+    frames, width, height = map(
+        int, re.search(r"(\d+) frames at this size or (\d+)x(\d+)", str(caught.value)).groups()
+    )
+    assert caught.value.context == {"max_num_frames": frames}
+    for offered, next_larger in (
+        (replace(large, num_frames=frames), replace(large, num_frames=frames + 8)),
+        (replace(large, size=Size(width, height)), replace(large, size=Size(width + 32, height + 32))),
+    ):
+        next(_made(pipeline, offered, tmp_path))
+        with pytest.raises(OverMemoryError):
+            next(_made(pipeline, next_larger, tmp_path))
+
+
+def test_a_clip_that_fits_with_less_of_the_model_on_the_device_is_told_with_which(tiny, tmp_path):
+    sizes = {need.residency.name: need.peak for need in _needs(tiny)}
+    pipeline = loading.load(TINY, models=tiny, device="cpu", memory=sizes["resident"] + memory.RESERVE)
+    larger = replace(REQUEST, size=None, image_size=Size(16, 9), num_frames=129)
+    with pytest.raises(NoRoomError, match=r"with residency 'resident'; .* fits with residency 'evict-text'") as caught:
+        next(_made(pipeline, larger, tmp_path))
+    assert caught.value.context == {"residency": "evict-text"}
+
+
+def test_a_clip_that_runs_out_of_memory_offers_what_is_reckoned_to_take_half(tiny, tmp_path):
+    def out_of_memory(name, _tensor):
+        if name == "video_latent":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    request = replace(REQUEST, size=Size(96, 64), num_frames=33)
+    for pipeline in (loading.load(TINY, models=tiny, device="cpu"), _holding_the_ordinary_clip(tiny)):
+        plan = make_plan(request, TINY)
+        with pytest.raises(OutOfMemoryError, match="96x64 with 33 frames does not fit") as caught:
+            for _ in generate.generate(pipeline, request, plan, output=tmp_path / "out.mp4", record=out_of_memory):
+                pass
+        assert caught.value.context == {"offers": ["9 frames at this size", "32x32 at this length"]}
+        assert not (tmp_path / "out.mp4").exists()
+
+
+def _holding_the_ordinary_clip(tiny):
+    enough = max(need.peak for need in _needs(tiny)) + memory.RESERVE
+    return loading.load(TINY, models=tiny, device="cpu", memory=enough)
+
+
+def _made(pipeline, request, folder):
+    return generate.generate(pipeline, request, make_plan(request, TINY), output=folder / "out.mp4")

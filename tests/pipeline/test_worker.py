@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ContentError
+from pipeline.errors import ContentError, NoRoomError
 from pipeline.types import Generated, GenerationRequest, Progress, Size
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate, Stop, pack, receive
 from pipeline.worker import EXIT_FAILED, NICENESS, work
@@ -129,6 +129,21 @@ def test_a_callers_error_leaves_the_process_running():
     script = Script(refused, short)
     script.send(JOB)
     assert receive(script.ours) == Failed("ContentError", "flagged", "prompt", {})
+    script.send(JOB)
+    receive(script.ours)
+    assert receive(script.ours) == Done(MADE)
+    script.send(Stop())
+    assert script.end() == 0
+
+
+def test_a_clip_there_is_no_room_for_leaves_the_process_running_and_says_what_would_help():
+    def refused() -> Generator[Progress, None, Generated]:
+        raise NoRoomError("too large", context={"residency": "stream"})
+        yield
+
+    script = Script(refused, short)
+    script.send(JOB)
+    assert receive(script.ours) == Failed("NoRoomError", "too large", None, {"residency": "stream"})
     script.send(JOB)
     receive(script.ours)
     assert receive(script.ours) == Done(MADE)

@@ -72,7 +72,9 @@ class Running:
 Launch = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
-def _fake_command(data: Path, clip: Path, *, load_seconds: float = 0.0) -> Callable[[int], list[str]]:
+def _fake_command(
+    data: Path, clip: Path, *, load_seconds: float = 0.0, least: str = "resident"
+) -> Callable[[int], list[str]]:
     return lambda fd: [
         sys.executable,
         "-c",
@@ -84,6 +86,7 @@ def _fake_command(data: Path, clip: Path, *, load_seconds: float = 0.0) -> Calla
         f"--marker={data / 'marker'}",
         f"--clip={clip}",
         f"--load-seconds={load_seconds}",
+        f"--least={least}",
     ]
 
 

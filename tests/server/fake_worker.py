@@ -5,7 +5,9 @@ hang, hang-once: goes silent; stall: for 4 s. slow: 30 steps of 40 ms, brisk: 10
 in the last step. elsewhere-once: names a file that was not asked for.
 broken: any other exception.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
-oom: no memory with the first residency; oom-always: with any. disk-full: ENOSPC while it writes. segfault: in step 2.
+oom: no memory with the first residency; oom-always: with any. large: no room but with the last residency; too-large:
+nor with that. disk-full: ENOSPC while it writes. segfault: in step 2.
+Loading runs out of memory with every residency before --least.
 What it makes is a copy of the file --clip.
 """
 
@@ -22,9 +24,16 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
-from pipeline.errors import ContentError, GenerationError, OutOfMemoryError, OverBudgetError
+from pipeline.errors import (
+    ContentError,
+    GenerationError,
+    NoRoomError,
+    OutOfMemoryError,
+    OverBudgetError,
+    OverMemoryError,
+)
 from pipeline.types import RESIDENCIES, Generated, LoadedModel, Progress, Size
-from pipeline.wire import Generate, Ready, pack
+from pipeline.wire import Generate, Ready, failed, pack
 from pipeline.worker import protect, work
 
 
@@ -35,11 +44,16 @@ def main() -> int:
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--residency", default="auto")
     parser.add_argument("--load-seconds", type=float, default=0.0)
+    parser.add_argument("--least", choices=RESIDENCIES, default=RESIDENCIES[0])
     args = parser.parse_args()
     protect()
     connection = socket.socket(fileno=args.fd)
     time.sleep(args.load_seconds)
     residency = RESIDENCIES[0] if args.residency == "auto" else args.residency
+    if RESIDENCIES.index(residency) < RESIDENCIES.index(args.least):
+        error = OutOfMemoryError("no memory to load", context={"residency": residency})
+        connection.sendall(pack(failed(error)))
+        return 70
     model = LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds, residency)
     connection.sendall(pack(Ready(model)))
     return work(connection, lambda job: make(job, args.marker, args.clip, residency=residency))
@@ -55,6 +69,10 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
         raise ContentError("the prompt was flagged", field="prompt")
     if "huge" in words:
         raise OverBudgetError("too many frames", field="num_frames", context={"max_num_frames": 121})
+    if "large" in words and residency != RESIDENCIES[-1]:
+        raise NoRoomError("no room with this residency", context={"residency": RESIDENCIES[-1]})
+    if "too-large" in words:
+        raise OverMemoryError("25 frames at this size would fit", field="size", context={"max_num_frames": 25})
     for said in re.findall(r"log:(\S+)", request.prompt):
         yield Progress("plan", 1, 1, message=said)
     steps = 30 if "slow" in words else 10 if "brisk" in words else request.steps
@@ -67,7 +85,7 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
         if step == 2 and "stall" in words:
             time.sleep(4)
         if step == 2 and ("oom-always" in words or ("oom" in words and residency == RESIDENCIES[0])):
-            raise OutOfMemoryError("no memory left")
+            raise OutOfMemoryError("no memory left", context={"offers": ["25 frames at this size"]})
         if step == 2 and "disk-full" in words:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if step == 2 and "segfault" in words:

@@ -33,7 +33,7 @@ class LoadedModel:
 
     state = ModelState("ready")
 
-    async def kill(self) -> None:
+    async def kill(self, why: str) -> None:
         """Nothing is to be killed."""
 
 

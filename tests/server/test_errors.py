@@ -15,6 +15,7 @@ CALLER = [
     (pipeline_errors.ImageTooSmallError, "image_too_small"),
     (pipeline_errors.ImageTooLargeError, "image_too_large"),
     (pipeline_errors.OverBudgetError, "value_error"),
+    (pipeline_errors.OverMemoryError, "value_error"),
     (pipeline_errors.ContentError, "content_policy_violation"),
 ]
 
