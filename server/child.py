@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from pipeline.wire import Message, Stop, WireError, pack, receive_from
+from server.last_words import tellable
 from server.settings import Settings
 
 TAIL_LINES = 40
@@ -25,11 +26,14 @@ log = logging.getLogger("ltxd.worker")
 class ChildLostError(Exception):
     """The generating process died, failed or went silent. `str(error)` says how, and may be told to the caller.
 
+    `detail` is what it said last.
+
     `with_last_words` and `with_last_line` are for the operator: they may hold anything that a library prints.
     """
 
     def __init__(self, how: str, *, detail: str = "") -> None:
-        super().__init__(how)
+        told = tellable(detail.splitlines())
+        super().__init__(how if told is None else f"{how} ({told})")
         self.with_last_words = f"{how}: {detail}" if detail else how
         self.with_last_line = f"{how}: {detail.splitlines()[-1]}" if detail else how
 
@@ -111,15 +115,11 @@ class Child:
             async with asyncio.timeout(within):
                 message = await self._messages.get()
         except TimeoutError:
-            raise self._lost(f"gave no sign of life for {within:g} s", kind=ChildSilentError) from None
+            raise ChildSilentError(f"gave no sign of life for {within:g} s", detail="\n".join(self.tail)) from None
         if message is None:
-            raise self._lost(_how(await self.kill()))
+            how = _how(await self.kill())
+            raise ChildLostError(how, detail="\n".join(self.tail))
         return message
-
-    def _lost(self, how: str, *, kind: "type[ChildLostError]" = ChildLostError) -> ChildLostError:
-        # why: the crash handler's first line says what no exit status does, and holds nothing of the caller's
-        fatal = next((line for line in self.tail if line.startswith("Fatal Python error:")), None)
-        return kind(how if fatal is None else f"{how} ({fatal})", detail="\n".join(self.tail))
 
     async def stop(self) -> None:
         """Asks it to leave, and kills it if it does not."""

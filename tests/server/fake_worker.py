@@ -3,7 +3,7 @@
 crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
 hang, hang-once: goes silent; stall: for 4 s. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late:
 in the last step. elsewhere-once: names a file that was not asked for.
-broken: any other exception.
+broken: any other exception. cuda: that of a CUDA error.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 oom: no memory with the first residency; oom-always: with any. large: no room but with the last residency; too-large:
 nor with that. disk-full: ENOSPC while it writes. segfault: in step 2.
@@ -92,6 +92,8 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
             ctypes.string_at(0)
         if (step == 2 and "fail" in words) or (step == steps and "fail-late" in words):
             raise GenerationError("the sampler found NaN")
+        if step == 2 and "cuda" in words:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\n/secret/kernel.cu:1")
         if step == 2 and "broken" in words:
             raise RuntimeError("secret detail of the inside")
         yield Progress("denoise", step, steps, eta=(steps - step) * 0.04)

@@ -248,6 +248,18 @@ def test_the_failure_says_how_the_process_died_and_the_log_what_it_said_last(lau
         assert any("Fatal Python error" in line and "fake_worker.py" in line for line in lost)
 
 
+def test_a_process_that_meets_a_cuda_error_is_replaced_and_the_failure_says_which(launch, image):
+    with launch(max_attempts=1) as it:
+        job = it.submit(prompt="cuda", image_url=image)
+        ended = it.wait(job)
+        said = "failed with RuntimeError (CUDA error: an illegal memory access was encountered)"
+        assert said in ended["error"]
+        assert any(said in line["message"] for line in ended["logs"])
+        assert "secret" not in it.http.get(job["response_url"]).text
+        assert it.run(prompt="a", image_url=image).status_code == 200
+        assert starts(it) == 2
+
+
 def test_a_job_that_takes_too_long_ends_in_a_timeout(launch, image):
     with launch(job_timeout=0.3) as it:
         answer = it.run(prompt="slow", image_url=image)
