@@ -59,6 +59,7 @@ def generate(
 
     words = request.prompt
     if request.expand_prompt:
+        began = time.monotonic()
         engine, here = pipeline.recipe.expansion, pipeline.writer_here
         if engine == "gemma" and here is None:
             engine = "template"
@@ -72,6 +73,7 @@ def generate(
                 image=request.image,
                 seed=request.seed,
             )
+        seconds["expand"] = time.monotonic() - began
         yield from watch.prompt(words)
     yield Progress("expand", 1, 1)
     if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
@@ -213,12 +215,17 @@ def decode_memory(device: torch.device | str) -> int | None:
     return None if obtainable is None else int((obtainable - torch.cuda.memory_allocated(device)) * DECODE_SHARE)
 
 
+def held(device: torch.device | str) -> int:
+    """Bytes of `device` that this process holds for tensors; 0 of the host."""
+    return torch.cuda.memory_reserved(device) if torch.device(device).type == "cuda" else 0
+
+
 def _obtainable(device: torch.device | str) -> int | None:
     """Bytes of `device` that this process holds or could have; None on the host."""
     if torch.device(device).type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device))
+    return int(free + held(device))
 
 
 def _write_frames(

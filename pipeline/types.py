@@ -69,6 +69,8 @@ class Progress:
     eta: float | None = None
     message: str | None = None
     """Something worth telling the caller, such as a size that was snapped."""
+    device_bytes: int = 0
+    """What the process holds of the GPU for tensors; 0 on the CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +104,5 @@ class LoadedModel:
     """Time it took to load."""
     residency: str = "resident"
     """One of RESIDENCIES."""
+    device_bytes: int = 0
+    """As in Progress, once loaded."""

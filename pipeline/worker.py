@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import faulthandler
+import functools
 import logging
 import os
 import queue
@@ -86,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             output=job.output,
         )
 
-    connection.sendall(pack(Ready(pipeline.model)))
-    return work(connection, start)
+    held = functools.partial(generate.held, pipeline.model.device)
+    connection.sendall(pack(Ready(replace(pipeline.model, device_bytes=held()))))
+    return work(connection, start, held=held)
 
 
 def protect() -> None:
@@ -107,15 +109,18 @@ def protect() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def work(connection: socket.socket, start: Start) -> int:
-    """Answers every Generate on `connection` until Stop; gives the exit status."""
+def work(connection: socket.socket, start: Start, *, held: Callable[[], int] = lambda: 0) -> int:
+    """Answers every Generate on `connection` until Stop; gives the exit status.
+
+    Units: `held` bytes of the device, which go along with every progress.
+    """
     jobs: queue.SimpleQueue[Generate | None] = queue.SimpleQueue()
     cancel = threading.Event()
     listener = threading.Thread(target=_listen, args=(connection, jobs, cancel), daemon=True)
     listener.start()
     try:
         while (job := jobs.get()) is not None:
-            answer = _answer(connection, start, job, cancel)
+            answer = _answer(connection, start, job, cancel, held=held)
             connection.sendall(pack(answer))
             if isinstance(answer, Failed) and answer.field is None and answer.kind not in HARMLESS:
                 return EXIT_FAILED
@@ -144,12 +149,14 @@ def _listen(connection: socket.socket, jobs: queue.SimpleQueue[Generate | None],
                 return
 
 
-def _answer(connection: socket.socket, start: Start, job: Generate, cancel: threading.Event) -> Message:
+def _answer(
+    connection: socket.socket, start: Start, job: Generate, cancel: threading.Event, *, held: Callable[[], int]
+) -> Message:
     try:
         clip = start(job)
         while True:
             progress = next(clip)
-            connection.sendall(pack(progress))
+            connection.sendall(pack(replace(progress, device_bytes=held())))
             if cancel.is_set():
                 clip.close()
                 return Cancelled()

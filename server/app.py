@@ -63,7 +63,7 @@ def create_app(
     @app.exception_handler(FalError)
     async def answer_failure(_request: Request, error: FalError) -> Response:
         if error.failure.status in (422, 429, 503):
-            metrics.ended("rejected", error_type=error.failure.error_type)
+            metrics.ended(error.failure.error_type, created=None)
         return fail(error.failure)
 
     @app.exception_handler(JobNotFoundError)

@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,7 +29,7 @@ from server.database import StoreUnavailableError
 from server.driving import Clip
 from server.endings import CANCELLED
 from server.errors import Failure, FalError, from_worker, model_failure, plain, with_inputs
-from server.metrics import Metrics, outcome_of
+from server.metrics import Metrics
 from server.model import Model, ModelGivenUpError
 from server.records import Claim, StoredFile
 from server.schema import ImageToVideoInput
@@ -122,7 +122,9 @@ class Attempt:
         Raises: StoppedError, FalError, ChildLostError, OSError.
         """
         given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
+        began = time.monotonic()
         size = await unless(stop, self._tools.images.fetch(self._claim.id, given))
+        fetched = time.monotonic() - began
         request = to_request(given, image=self._tools.images.path(self._claim.id), image_size=size)
         try:
             plan = make_plan(request, self._tools.recipe)
@@ -142,6 +144,7 @@ class Attempt:
         )
         generated = await clip.make(child)
         seconds = time.monotonic() - started
+        generated = replace(generated, seconds={"fetch": fetched, **generated.seconds})
         await self._deliver(given, generated, seconds=seconds, units=plan.megapixels)
 
     async def _deliver(self, given: ImageToVideoInput, generated: Generated, *, seconds: float, units: int) -> None:
@@ -161,6 +164,7 @@ class Attempt:
         )
         await self._insist(lambda: self._store.add_file(file))
         await self._insist(lambda: self._tools.blobs.put(file_id, generated.path))
+        stages = generated.seconds | {"store": time.time() - now}
         result = {
             "file": file_id,
             "seed": generated.seed,
@@ -173,17 +177,16 @@ class Attempt:
         ):
             log.warning("the clip came too late: another node has the job, or it has ended")
             return
-        self._tools.metrics.ended("ok", created=self._claim.created)
-        self._tools.metrics.generated(stages=generated.seconds, frames=generated.num_frames, megapixels=units)
+        self._tools.metrics.generated(stages=stages, frames=generated.num_frames, megapixels=units)
         record_job(
             trace.get_tracer("ltxd"),
             request_id=self._claim.id,
             attempt=self._claim.attempt,
             created=self._claim.created,
             started=self._claim.started,
-            stages=generated.seconds,
+            stages=stages,
         )
-        log.info("done", extra={"seconds": round(seconds, 3), "stages": generated.seconds})
+        log.info("done", extra={"seconds": round(seconds, 3), "stages": stages})
 
     # -- other ends
 
@@ -204,25 +207,16 @@ class Attempt:
         silent = isinstance(error, ChildSilentError)
         await self._tools.model.kill("silent" if silent else "died")
         await self._tell(f"Attempt {self._claim.attempt} was lost: the generating process {error}", level="WARN")
-        self._tools.metrics.retried("silent" if silent else "died")
         await self._put_back(f"its generating process {error}", counted=True, silent=silent)
 
     async def _put_back(self, how: str, *, counted: bool, silent: bool = False) -> None:
         limit = self._settings.max_attempts
-        became = await self._insist(
+        await self._insist(
             lambda: self._store.release(self._claim, max_attempts=limit, counted=counted, silent=silent, how=how)
         )
-        if isinstance(became, Failure):
-            self._count(became)
 
     async def _fail(self, failure: Failure) -> None:
-        if await self._insist(lambda: self._store.finish(self._claim, failure=failure)):
-            self._count(failure)
-
-    def _count(self, failure: Failure) -> None:
-        self._tools.metrics.ended(
-            outcome_of(failure.error_type), created=self._claim.created, error_type=failure.error_type
-        )
+        await self._insist(lambda: self._store.finish(self._claim, failure=failure))
 
     # -- the database and the blobs, which may be away for a while
 

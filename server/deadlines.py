@@ -4,12 +4,13 @@ import asyncio
 import logging
 import time
 
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from server.bell import Bell
 from server.database import StoreUnavailableError
 from server.endings import CANCELLED, ended
 from server.errors import plain
+from server.records import End
 from server.store import Store, late
 from server.tables import JOBS
 
@@ -26,7 +27,7 @@ async def keep_deadlines(store: Store, bell: Bell, *, orphan_seconds: float) -> 
         try:
             due = await store.read(lambda connection: _next_due(connection, orphan_seconds))
             if due is not None and due <= time.time():
-                await store.change(lambda connection: _end_due(connection, orphan_seconds))
+                store.count(await store.change(lambda connection: _end_due(connection, orphan_seconds)))
                 continue
         except StoreUnavailableError:
             # why: others tell of it, once
@@ -51,10 +52,17 @@ def _next_due(connection: Connection, orphan_seconds: float) -> float | None:
     return min((due for due in dues if due is not None), default=None)
 
 
-def _end_due(connection: Connection, orphan_seconds: float) -> None:
+def _end_due(connection: Connection, orphan_seconds: float) -> list[End]:
+    """Ends the waiting jobs that are due, and gives their ends; asks for the end of running ones."""
     now = time.time()
-    connection.execute(update(JOBS).where(late(now)).values(ended(failure=NOT_STARTED)))
     unclaimed = JOBS.c.orphaned <= now - orphan_seconds
     waiting, running = JOBS.c.status == "IN_QUEUE", JOBS.c.status == "IN_PROGRESS"
-    connection.execute(update(JOBS).where(unclaimed, waiting).values(ended(failure=CANCELLED)))
+    ends = [
+        End(failure.error_type, created)
+        for which, failure in ((late(now), NOT_STARTED), (and_(unclaimed, waiting), CANCELLED))
+        for created in connection.scalars(
+            update(JOBS).where(which).values(ended(failure=failure)).returning(JOBS.c.created)
+        ).all()
+    ]
     connection.execute(update(JOBS).where(unclaimed, running).values(cancel_requested=1))
+    return ends

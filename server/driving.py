@@ -94,6 +94,7 @@ class Clip:
                         new_stage = last is None or progress.stage != last.stage
                         if not new_stage and progress.stage == "denoise":
                             self.metrics.step(time.monotonic() - stepped)
+                        self.metrics.holds(progress.device_bytes)
                         stepped = time.monotonic()
                         last = progress
                         if progress.message:

@@ -30,7 +30,9 @@ class Metrics:
     def __init__(self, data: Path) -> None:
         self._data = data
         self._registry = registry = CollectorRegistry()
-        self._requests = Counter("ltx_requests", "Jobs that ended here.", ["outcome", "error_type"], registry=registry)
+        self._requests = Counter(
+            "ltx_requests", "Jobs that ended, and refused calls.", ["outcome", "error_type"], registry=registry
+        )
         self._queued = Histogram(
             "ltx_request_queue_time_seconds", "From submit to start.", buckets=SECONDS, registry=registry
         )
@@ -45,7 +47,7 @@ class Metrics:
         )
         self._frames = Counter("ltx_generated_frames", "Frames of finished clips.", registry=registry)
         self._megapixels = Counter("ltx_generated_megapixels", "Megapixels billed.", registry=registry)
-        self._retries = Counter("ltx_job_retries", "Attempts that were lost.", ["reason"], registry=registry)
+        self._retries = Counter("ltx_job_retries", "Further tries at a job.", ["reason"], registry=registry)
         self._restarts = Counter(
             "ltx_worker_restarts", "Starts of the generating process after the first.", ["reason"], registry=registry
         )
@@ -53,6 +55,11 @@ class Metrics:
         self._running = Gauge("ltx_num_requests_running", "Jobs being done on this node.", registry=registry)
         self._waiting = Gauge("ltx_num_requests_waiting", "Jobs in the queue.", ["priority"], registry=registry)
         self._oldest = Gauge("ltx_queue_oldest_seconds", "Age of the job that waits longest.", registry=registry)
+        self._held = Gauge(
+            "ltx_gpu_memory_used_bytes",
+            "What the generating process holds of the GPU for tensors; 0 without one.",
+            registry=registry,
+        )
         self._worker = Gauge("ltx_worker_up", "1 while the model can generate.", registry=registry)
         self._free = Gauge("ltx_storage_free_bytes", "Free bytes where the data folder lies.", registry=registry)
         build = Gauge("ltx_build_info", "Always 1.", ["version"], registry=registry)
@@ -62,9 +69,10 @@ class Metrics:
         """A job submitted at `created` begins."""
         self._queued.observe(max(0.0, time.time() - created))
 
-    def ended(self, outcome: Outcome, *, created: float | None = None, error_type: str = "") -> None:
-        """A job ended, or was refused: then it has no `created`."""
-        self._requests.labels(outcome, error_type).inc()
+    def ended(self, error_type: str | None, *, created: float | None) -> None:
+        """A job ended, with an error of this type or well; or was refused, before it was `created`."""
+        outcome = "rejected" if created is None else "ok" if error_type is None else outcome_of(error_type)
+        self._requests.labels(outcome, error_type or "").inc()
         if created is not None:
             self._latency.observe(max(0.0, time.time() - created))
 
@@ -79,13 +87,18 @@ class Metrics:
         self._frames.inc(frames)
         self._megapixels.inc(megapixels)
 
-    def retried(self, reason: str) -> None:
-        """An attempt was lost and its job goes back to the queue."""
-        self._retries.labels(reason).inc()
+    def retried(self, reason: str, number: int = 1) -> None:
+        """Jobs are tried once more."""
+        if number:
+            self._retries.labels(reason).inc(number)
 
     def restarted(self, reason: str) -> None:
         """Another generating process takes the place of one that is gone."""
         self._restarts.labels(reason).inc()
+
+    def holds(self, size: int) -> None:
+        """The generating process holds so many bytes of the GPU."""
+        self._held.set(size)
 
     def delivered(self, *, ok: bool) -> None:
         """A webhook was called."""

@@ -128,6 +128,7 @@ class Model:
         if self._child is not None:
             self._metrics.restarted(self._killed_for or "died")
         self._asked, self._killed_for = residency, ""
+        self._metrics.holds(0)
         child = self._child = await Child.start(self._command, residency=residency)
         if self.stopping:
             return None
@@ -136,6 +137,7 @@ class Model:
                 self._failures = 0
                 self._failed_at.clear()
                 self.state = ModelState("ready", model)
+                self._metrics.holds(model.device_bytes)
                 log.info(
                     "model ready: %s, recipe %s, on %s, residency %s",
                     model.weights,

@@ -50,6 +50,14 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """What is counted of a job that ended: its type of error, and when it was submitted; None: it never waited."""
+
+    error_type: str | None
+    created: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class WebhookTarget:
     """Where to tell of a job's end, see `server.webhooks`."""
 

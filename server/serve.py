@@ -87,7 +87,8 @@ async def serve(
         database = await asyncio.to_thread(
             open_database, settings.data, url=settings.database_url, on_change=bell.ring
         )
-        store = Store(database)
+        metrics = Metrics(settings.data)
+        store = Store(database, metrics)
         try:
             keys = Keys(database)
             await keys.load()
@@ -100,7 +101,6 @@ async def serve(
             blobs = _blobs(settings)
             jobs = Jobs(settings, store, blobs, bell, recipe=recipe)
             media = Media(settings, own_file=partial(jobs.file, max_bytes=settings.max_image_bytes))
-            metrics = Metrics(settings.data)
             agent = Agent(settings, store, blobs, media, bell, metrics, recipe=recipe, command=command)
             orphans = Orphans(store)
             uploads = Uploads(settings, store, blobs)

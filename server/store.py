@@ -5,19 +5,22 @@ writes is fenced by owner and attempt, so that of two who both think a job is th
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
 
+from server.database import Database
 from server.endings import CANCELLED, ended, given_up, released
 from server.errors import Failure
 from server.looking import Looking
+from server.metrics import Metrics
 from server.records import (
     NOBODY,
     CancelOutcome,
     Claim,
+    End,
     ReleaseOutcome,
     Sender,
     Standing,
@@ -36,7 +39,11 @@ T = TypeVar("T")
 
 
 class Store(Looking):
-    """The jobs, their logs and the rows of files in one database."""
+    """The jobs, their logs and the rows of files in one database. Every end of a job that it writes is counted."""
+
+    def __init__(self, database: Database, metrics: Metrics | None = None) -> None:
+        super().__init__(database)
+        self._metrics = metrics
 
     async def submit(
         self,
@@ -96,7 +103,10 @@ class Store(Looking):
             )
             return "accepted"
 
-        return await self.change(work)
+        outcome = await self.change(work)
+        if outcome == "accepted":
+            self.count([End(failure.error_type, created=None)])
+        return outcome
 
     async def claim(self, owner: str, *, lease: float = LEASE_SECONDS) -> Claim | None:
         """The next waiting job, from now on `owner`'s for `lease` seconds; None if none waits."""
@@ -159,7 +169,10 @@ class Store(Looking):
         """Ends the job with a result or a failure; False, changing nothing, if it is no longer `claim`'s."""
         values = ended(result=result, failure=failure, seconds=seconds, units=units)
         query = update(JOBS).where(_held(claim)).values(values)
-        return await self.change(lambda connection: connection.execute(query).rowcount > 0)
+        done = await self.change(lambda connection: connection.execute(query).rowcount > 0)
+        if done:
+            self.count([End(None if failure is None else failure.error_type, claim.created)])
+        return done
 
     async def release(
         self,
@@ -185,7 +198,12 @@ class Store(Looking):
             connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(values))
             return failure or "waits"
 
-        return await self.change(work)
+        became = await self.change(work)
+        if isinstance(became, Failure):
+            self.count([End(became.error_type, claim.created)])
+        elif became == "waits" and counted:
+            self._count_retries("silent" if silent else "died")
+        return became
 
     async def recover(self, *, max_attempts: int) -> int:
         """Puts every running job back at its old place, or ends it; orphans those whose callers waited.
@@ -195,11 +213,11 @@ class Store(Looking):
         now = time.time()
         orphan = update(JOBS).where(JOBS.c.status != "COMPLETED", JOBS.c.orphaned > now).values(orphaned=now)
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> list[End | None]:
             connection.execute(orphan)
             return _put_back(connection, _RUNNING, max_attempts=max_attempts)
 
-        return await self.write(work)
+        return self._count_put_back(await self.write(work))
 
     async def reclaim(self, *, max_attempts: int, but: str | None = None) -> int:
         """Puts the jobs whose lease has run out back, unless they are `but`'s, or ends them; gives their number."""
@@ -207,28 +225,39 @@ class Store(Looking):
         # why: hardly ever is there one, and looking is cheaper than a turn at the writer
         if not await self.read(lambda connection: connection.scalar(select(func.count()).where(lapsed))):
             return 0
-        return await self.change(lambda connection: _put_back(connection, lapsed, max_attempts=max_attempts))
+        return self._count_put_back(
+            await self.change(lambda connection: _put_back(connection, lapsed, max_attempts=max_attempts))
+        )
 
     async def cancel(self, job_id: str) -> CancelOutcome:
         """Ends a waiting job at once, and asks for a running one to end."""
 
-        def work(connection: Connection) -> CancelOutcome:
-            status = connection.scalar(select(JOBS.c.status).where(JOBS.c.id == job_id).with_for_update())
-            if status is None:
-                return "NOT_FOUND"
-            if status == "COMPLETED":
-                return "ALREADY_COMPLETED"
-            values = ended(failure=CANCELLED) if status == "IN_QUEUE" else {"cancel_requested": 1}
+        def work(connection: Connection) -> tuple[CancelOutcome, list[End]]:
+            query = select(JOBS.c.status, JOBS.c.created).where(JOBS.c.id == job_id).with_for_update()
+            row = connection.execute(query).one_or_none()
+            if row is None:
+                return "NOT_FOUND", []
+            if row.status == "COMPLETED":
+                return "ALREADY_COMPLETED", []
+            waits = row.status == "IN_QUEUE"
+            values = ended(failure=CANCELLED) if waits else {"cancel_requested": 1}
             connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(values))
-            return "CANCELLATION_REQUESTED"
+            return "CANCELLATION_REQUESTED", [End(CANCELLED.error_type, row.created)] if waits else []
 
-        return await self.change(work)
+        outcome, ends = await self.change(work)
+        self.count(ends)
+        return outcome
 
     async def refuse(self, job_id: str, failure: Failure) -> bool:
         """Ends a waiting job with `failure`; False, changing nothing, if it does not wait."""
         waiting = and_(JOBS.c.id == job_id, JOBS.c.status == "IN_QUEUE")
         values = ended(failure=failure) | {"started": func.coalesce(JOBS.c.started, time.time())}
-        return await self.change(lambda c: c.execute(update(JOBS).where(waiting).values(values)).rowcount > 0)
+        query = update(JOBS).where(waiting).values(values).returning(JOBS.c.created)
+        created = await self.change(lambda connection: connection.scalar(query))
+        if created is None:
+            return False
+        self.count([End(failure.error_type, created)])
+        return True
 
     async def log(self, job_id: str, message: str, *, level: str = "INFO") -> None:
         """Adds a line to the job's log, unless it is full."""
@@ -268,6 +297,22 @@ class Store(Looking):
         """
         await self.write(lambda connection: connection.execute(update(JOBS).where(JOBS.c.seq < 0).values(units=0)))
 
+    def count(self, ends: Iterable[End]) -> None:
+        """Counts jobs that ended, once that is written."""
+        if self._metrics is not None:
+            for end in ends:
+                self._metrics.ended(end.error_type, created=end.created)
+
+    def _count_retries(self, reason: str, number: int = 1) -> None:
+        if self._metrics is not None:
+            self._metrics.retried(reason, number)
+
+    def _count_put_back(self, became: list[End | None]) -> int:
+        ends = [end for end in became if end is not None]
+        self.count(ends)
+        self._count_retries("node lost", len(became) - len(ends))
+        return len(became)
+
     # -- for the statements of other modules
 
     async def write(self, work: Callable[[Connection], T]) -> T:
@@ -286,7 +331,7 @@ class Store(Looking):
 _RUNNING = JOBS.c.status == "IN_PROGRESS"
 _UNBEGUN = and_(JOBS.c.start_by.is_not(None), JOBS.c.started.is_(None))
 _BACKLOG = select(func.count(), func.coalesce(func.sum(JOBS.c.payload_size), 0)).where(JOBS.c.status == "IN_QUEUE")
-_TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested)
+_TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested, JOBS.c.created)
 
 
 def late(now: float) -> ColumnElement[bool]:
@@ -318,14 +363,17 @@ def _insert_job(connection: Connection, job_id: str, row: dict[str, Any], sender
         connection.execute(insert(WEBHOOKS), asdict(sender.webhook) | {"job_id": job_id, "next_try": 0.0})
 
 
-def _put_back(connection: Connection, which: ColumnElement[bool], *, max_attempts: int) -> int:
+def _put_back(connection: Connection, which: ColumnElement[bool], *, max_attempts: int) -> list[End | None]:
+    """Puts jobs back or ends them; gives their ends, None for one that waits again."""
     # why: two nodes that look at the same time would each lock what the other waits for
     lost = select(*_TRIED).where(which).order_by(JOBS.c.seq).with_for_update(skip_locked=True)
     rows = connection.execute(lost).all()
+    became: list[End | None] = []
     for row in rows:
         failure = given_up(row, max_attempts=max_attempts, how="the server that did it died")
         connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(released(failure)))
-    return len(rows)
+        became.append(None if failure is None else End(failure.error_type, row.created))
+    return became
 
 
 def _held(claim: Claim) -> Any:

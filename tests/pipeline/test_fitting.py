@@ -1,3 +1,4 @@
+import bisect
 import re
 from dataclasses import replace
 
@@ -206,33 +207,50 @@ def test_a_clip_is_refused_only_if_one_pass_in_a_call_does_not_fit():
         replace(least, memory=least.memory - 1).passes_at_once(plan, FOUR, recipe=FOUR_PASSES)
 
 
-def test_a_clip_that_does_not_fit_is_refused_before_anything_is_computed(tiny, tmp_path):
-    pipeline = _holding_the_ordinary_clip(tiny)
-    large = replace(REQUEST, size=Size(2048, 2048), num_frames=121)
-    with pytest.raises(OverMemoryError, match=r"2048x2048 with 121 frames needs at least .* would fit") as caught:
-        next(_made(pipeline, large, tmp_path))
-    assert caught.value.field == "size"
-    # what is offered fits, and the next larger does not
-    frames, width, height = map(
-        int, re.search(r"(\d+) frames at this size or (\d+)x(\d+)", str(caught.value)).groups()
+LONG = replace(REQUEST, size=Size(1920, 1080), num_frames=481)
+QUALITY = recipe.load("quality")
+
+
+def just_too_small(residency):
+    """A device that lacks one byte for LONG with this residency of the published model."""
+    plan, weights = make_plan(LONG, QUALITY), memory.PUBLISHED_WEIGHTS
+
+    def fits(size):
+        needed = memory.needs(plan, weights, memory=size)
+        return any(need.fits(size) for need in needed if need.residency.name == residency)
+
+    enough = bisect.bisect_left(range(200 * memory.GB), True, key=fits)
+    return fitting.Room(
+        memory=enough - 1, weights=weights, residency=memory.named(residency), size=PUBLISHED, passes_per_call=0
     )
-    assert caught.value.context == {"max_num_frames": frames}
-    for offered, next_larger in (
-        (replace(large, num_frames=frames), replace(large, num_frames=frames + 8)),
-        (replace(large, size=Size(width, height)), replace(large, size=Size(width + 32, height + 32))),
-    ):
-        next(_made(pipeline, offered, tmp_path))
-        with pytest.raises(OverMemoryError):
-            next(_made(pipeline, next_larger, tmp_path))
 
 
-def test_a_clip_that_fits_with_less_of_the_model_on_the_device_is_told_with_which(tiny, tmp_path):
-    sizes = {need.residency.name: need.peak for need in _needs(tiny)}
-    pipeline = loading.load(TINY, models=tiny, device="cpu", memory=sizes["resident"] + memory.RESERVE)
-    larger = replace(REQUEST, size=None, image_size=Size(16, 9), num_frames=129)
+def test_a_clip_that_fits_with_less_of_the_model_on_the_device_is_told_with_which():
     with pytest.raises(NoRoomError, match=r"with residency 'resident'; .* fits with residency 'evict-text'") as caught:
-        next(_made(pipeline, larger, tmp_path))
+        just_too_small("resident").passes_at_once(make_plan(LONG, QUALITY), LONG, recipe=QUALITY)
     assert caught.value.context == {"residency": "evict-text"}
+
+
+def test_a_clip_that_fits_no_residency_is_told_what_would_which_does():
+    room = just_too_small("stream")
+    with pytest.raises(OverMemoryError, match=r"1888x1056 with 481 frames needs at least .* would fit") as caught:
+        room.passes_at_once(make_plan(LONG, QUALITY), LONG, recipe=QUALITY)
+    offer = re.search(r"(\d+) frames at this size or (\d+)x(\d+) at this length", str(caught.value))
+    frames, width, height = map(int, offer.groups())
+    assert (caught.value.field, caught.value.context) == ("size", {"max_num_frames": frames})
+    for fits, larger in (
+        (replace(LONG, num_frames=frames), replace(LONG, num_frames=frames + 8)),
+        (replace(LONG, size=Size(width, height)), replace(LONG, size=Size(width + 64, height + 64))),
+    ):
+        assert room.passes_at_once(make_plan(fits, QUALITY), fits, recipe=QUALITY) == 1
+        with pytest.raises(OverMemoryError):
+            room.passes_at_once(make_plan(larger, QUALITY), larger, recipe=QUALITY)
+
+
+def test_a_clip_that_does_not_fit_is_refused_before_anything_is_computed(tiny, tmp_path):
+    pipeline = replace(loading.load(TINY, models=tiny, device="cpu"), room=just_too_small("stream"))
+    with pytest.raises(OverMemoryError):
+        next(generate.generate(pipeline, LONG, make_plan(LONG, QUALITY), output=tmp_path / "out.mp4"))
 
 
 def test_a_clip_that_runs_out_of_memory_offers_what_is_reckoned_to_take_half(tiny, tmp_path):
@@ -246,14 +264,10 @@ def test_a_clip_that_runs_out_of_memory_offers_what_is_reckoned_to_take_half(tin
         with pytest.raises(OutOfMemoryError, match="96x64 with 33 frames does not fit") as caught:
             for _ in generate.generate(pipeline, request, plan, output=tmp_path / "out.mp4", record=out_of_memory):
                 pass
-        assert caught.value.context == {"offers": ["9 frames at this size", "32x32 at this length"]}
+        assert caught.value.context == {"offers": ["9 frames at this size", "64x32 at this length"]}
         assert not (tmp_path / "out.mp4").exists()
 
 
 def _holding_the_ordinary_clip(tiny):
     enough = max(need.peak for need in _needs(tiny)) + memory.RESERVE
     return loading.load(TINY, models=tiny, device="cpu", memory=enough)
-
-
-def _made(pipeline, request, folder):
-    return generate.generate(pipeline, request, make_plan(request, TINY), output=folder / "out.mp4")

@@ -31,8 +31,8 @@ REQUEST = GenerationRequest(
 
 def test_offered_are_the_longest_and_the_largest_that_fit():
     found = offers(REQUEST, DEMO, fits=lambda plan: plan.megapixels <= 9)
-    assert found == Offers(57, Size(336 // 32 * 32, 192))
-    assert found.words == ["57 frames at this size", "320x192 at this length"]
+    assert found == Offers(57, Size(352, 192))
+    assert found.words == ["57 frames at this size", "352x192 at this length"]
 
 
 def test_nothing_is_offered_where_nothing_fits():

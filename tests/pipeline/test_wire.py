@@ -1,4 +1,5 @@
 import asyncio
+import json
 import socket
 from pathlib import Path
 
@@ -83,6 +84,12 @@ async def test_messages_arrive_in_pieces_over_a_stream():
     assert await receive_from(reader) is None
 
 
+def progress(**changed: object) -> bytes:
+    """The bytes of a Progress."""
+    fields = {"stage": "s", "step": 1, "total": 2, "eta": None, "message": None, "device_bytes": 0}
+    return json.dumps({"kind": "Progress", "value": fields | changed}).encode()
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -92,7 +99,7 @@ async def test_messages_arrive_in_pieces_over_a_stream():
         b"\xff",
         b'{"kind": "Launch", "value": {}}',
         b'{"kind": "Ready", "value": {}}',
-        b'{"kind": "Progress", "value": {"stage": 1, "step": 1, "total": 1, "eta": null, "message": null}}',
+        progress(stage=1),
         b'{"kind": "Cancel", "value": {"now": true}}',
     ],
 )
@@ -110,9 +117,7 @@ def test_a_length_that_no_message_has_is_refused():
 
 
 def test_a_whole_number_may_stand_for_a_fraction_and_not_the_reverse():
-    assert unpack(
-        b'{"kind": "Progress", "value": {"stage": "s", "step": 1, "total": 2, "eta": 3, "message": null}}'
-    ) == Progress("s", 1, 2, eta=3.0)
+    assert unpack(progress(eta=3)) == Progress("s", 1, 2, eta=3.0)
 
 
 def test_an_exception_becomes_its_message():

@@ -40,7 +40,7 @@ MADE = Generated(Path("o.mp4"), "p", 1, Size(8, 8), 9, 24.0, False, {})
 class Script:
     """A worker in a thread that makes each clip by the next of `clips`."""
 
-    def __init__(self, *clips) -> None:
+    def __init__(self, *clips, held=lambda: 0) -> None:
         self.ours, theirs = socket.socketpair()
         self.ours.settimeout(10)
         left = list(clips)
@@ -48,7 +48,7 @@ class Script:
 
         def run() -> None:
             with theirs:
-                self.status.append(work(theirs, lambda _job: left.pop(0)()))
+                self.status.append(work(theirs, lambda _job: left.pop(0)(), held=held))
 
         self.thread = threading.Thread(target=run)
         self.thread.start()
@@ -74,6 +74,15 @@ def test_each_clip_is_made_and_stop_ends_the_work():
         script.send(JOB)
         assert receive(script.ours) == Progress("denoise", 1, 1)
         assert receive(script.ours) == Done(MADE)
+    script.send(Stop())
+    assert script.end() == 0
+
+
+def test_every_progress_says_what_is_held_of_the_device():
+    script = Script(short, held=lambda: 7)
+    script.send(JOB)
+    assert receive(script.ours) == Progress("denoise", 1, 1, device_bytes=7)
+    assert receive(script.ours) == Done(MADE)
     script.send(Stop())
     assert script.end() == 0
 

@@ -24,6 +24,7 @@ from server.records import Claim
 from server.schema import ImageToVideoInput
 from server.settings import Settings
 from server.start_images import StartImages
+from server.store import Store
 from server.sweeper import sweep
 from server.tables import FILES, JOBS
 
@@ -64,7 +65,9 @@ class LostBlobs(LocalBlobs):
 
 
 @pytest.fixture
-def tools(tmp_path, store):
+def tools(tmp_path, database):
+    metrics = Metrics(tmp_path)
+    store = Store(database, metrics)
     settings = Settings(data=tmp_path / "data", max_attempts=1)
     work = tmp_path / "work"
     work.mkdir()
@@ -74,7 +77,7 @@ def tools(tmp_path, store):
         blobs=LocalBlobs(tmp_path / "blobs"),
         images=StartImages(store, Media.standalone(settings), work=work),
         model=LoadedModel(),
-        metrics=Metrics(tmp_path),
+        metrics=metrics,
         bell=Bell(),
         recipe=load_recipe("demo"),
         work=work,
@@ -106,9 +109,12 @@ async def test_the_address_of_a_clip_does_not_follow_from_its_request(tools, ima
     assert len(await files(tools)) == 2
 
 
-async def test_an_attempt_that_comes_too_late_leaves_the_clip_alone_counts_nothing_and_is_swept(tools, image, clip):
+async def test_an_attempt_that_comes_too_late_leaves_the_clip_alone_counts_nothing_and_is_swept(
+    tools, database, image, clip
+):
     held = await claim(tools, image)
-    elsewhere = replace(tools, metrics=Metrics(tools.work))
+    metrics = Metrics(tools.work)
+    elsewhere = replace(tools, metrics=metrics, store=Store(database, metrics))
 
     async def another_node_does_it() -> None:
         await tools.store.release(held, max_attempts=9)
