@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 

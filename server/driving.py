@@ -60,7 +60,7 @@ class Clip:
         if smaller is None:
             raise FalError(out_of_memory(self.plan, first, tried=None))
         log.warning("%s; tried again with residency %s", first.message, smaller)
-        self.metrics.retried("out of memory")
+        self.metrics.retried("out of memory" if ran_out else "no room")
         short = "The device ran out of memory" if ran_out else "The device has too little memory as it is loaded"
         await self.tell(f"{short}: tried again with residency {smaller}", level="WARN")
         again = await unless(self.stop, self.model.ready(smaller))
