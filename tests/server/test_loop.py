@@ -3,44 +3,29 @@
 import asyncio
 import base64
 import io
-import selectors
+import json
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
+from tests.server.watched import Watch
+
+ROOT = Path(__file__).parents[2]
+PHOTO = ROOT / "examples/photos/astronaut.jpg"
+SUBMIT = "/queue/fal-ai/ltx-2.3-quality/image-to-video"
+MIB = 1 << 20
 MOST = 0.050
 """Units: seconds that one turn of the loop may take."""
 
-
 TRIES = 3
-
-
-class Watch(selectors.DefaultSelector):
-    """The selector of a loop, that measures each turn: from what it woke for until it waits again.
-
-    Not counted is the time for which the system gave the processor to others, so that a busy machine is no failure.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turns: list[float] = []
-        self._woke: float | None = None
-
-    def select(self, timeout: float | None = None) -> Any:
-        if self._woke is not None:
-            self.turns.append(own_time() - self._woke)
-        events = super().select(timeout)
-        self._woke = own_time()
-        return events
-
-
-def own_time() -> float:
-    """A clock that stands still while this thread could run and another one does."""
-    waited = int(Path("/proc/thread-self/schedstat").read_text().split()[1])
-    return time.monotonic() - waited / 1e9
 
 
 @pytest.fixture
@@ -74,8 +59,7 @@ def test_no_turn_of_the_loop_takes_long_during_whole_jobs(watched, noise, image)
 def watch_jobs(server, watch, noise: bytes, image: str) -> float:
     """The longest turn during two jobs, from submit to the clip that is read."""
     watch.turns.clear()
-    path = "/queue/fal-ai/ltx-2.3-quality/image-to-video"
-    large = server.http.post(path, content=noise).json()
+    large = server.http.post(SUBMIT, content=noise).json()
     small = server.submit(prompt="slow", image_url=image)
     for submitted in (large, small):
         assert "error" not in server.wait(submitted)
@@ -98,3 +82,70 @@ async def _hold(seconds: float) -> None:
     # why: a lock, a disk or a long call of C holds the loop like this
     time.sleep(seconds)  # noqa: ASYNC251 -- what the test is about
     await asyncio.sleep(0)
+
+
+@pytest.fixture
+def real(tmp_path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`ltxd serve` with the demo weights under a watch that counts all of the time, and its address."""
+    weights = ["weights", "build-demo", "--out", str(tmp_path / "models/demo")]
+    subprocess.run([sys.executable, "-m", "server", *weights], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "tests.server.watched", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        base = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        while httpx2.get(f"{base}/health/ready", trust_env=False).status_code != 200:
+            assert process.poll() is None
+            time.sleep(0.2)
+        yield process, base
+        process.kill()
+
+
+@pytest.mark.slow
+def test_no_turn_of_the_loop_takes_long_during_a_whole_job_of_the_model(real, noise):
+    process, base = real
+    with httpx2.Client(base_url=base, timeout=60, trust_env=False) as http:
+        job = http.post(SUBMIT, json={"prompt": "The camera pans left.", "image_url": photo()}).json()
+        done = threading.Event()
+        with ThreadPoolExecutor() as threads:
+            beside = [
+                threads.submit(again, done, 0.01, lambda: http.get(job["status_url"], params={"logs": 1})),
+                threads.submit(again, done, 0.5, lambda: cancelled(http, {"prompt": "p", "image_url": photo()})),
+                threads.submit(again, done, 2.0, lambda: cancelled(http, json.loads(noise))),
+                threads.submit(again, done, 1.0, lambda: there_and_back(http)),
+            ]
+            while http.get(job["status_url"]).json()["status"] != "COMPLETED":
+                time.sleep(0.1)
+            done.set()
+            times = [task.result() for task in beside]
+        output = http.get(job["response_url"]).json()
+        assert http.get(output["video"]["url"]).content[4:8] == b"ftyp"
+    process.terminate()
+    seen = json.loads(process.stdout.read().splitlines()[-1])
+    sys.stdout.write(f"{seen['turns']} turns, the longest {1000 * seen['longest']:.1f} ms; beside the job {times}\n")
+    assert all(times)
+    assert seen["turns"] > 1000
+    assert seen["longest"] < MOST
+
+
+def photo() -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(PHOTO.read_bytes()).decode()
+
+
+def again(done: threading.Event, pause: float, what: Callable[[], object]) -> int:
+    """Does something again and again until all is done; gives how often."""
+    times = 0
+    while not done.wait(pause):
+        what()
+        times += 1
+    return times
+
+
+def cancelled(http: httpx2.Client, given: dict[str, object]) -> None:
+    """Submits a job and cancels it."""
+    assert http.put(http.post(SUBMIT, json=given).json()["cancel_url"]).status_code == 202
+
+
+def there_and_back(http: httpx2.Client) -> None:
+    """Uploads 100 MiB, and downloads them."""
+    url = http.post("/files/upload", content=(bytes(MIB) for _ in range(100))).json()["access_url"]
+    with http.stream("GET", url) as answer:
+        assert sum(map(len, answer.iter_raw())) == 100 * MIB
