@@ -1,12 +1,13 @@
 import base64
 import http.server
+import random
 import threading
 
 import httpcore2
 import pytest
 
 from server.errors import FieldError
-from server.media import Media, decode_data_uri
+from server.media import PIECE, Media, decode_data_uri
 from server.settings import Settings
 
 
@@ -168,6 +169,19 @@ async def test_a_host_in_a_network_that_is_allowed_is_fetched_for_real(loopback_
 )
 def test_a_data_uri_is_read_in_its_usual_spellings(uri):
     assert decode_data_uri(uri, max_bytes=100) == b"hello"
+
+
+def test_base64_is_decoded_in_pieces_as_it_would_be_in_one():
+    for count in (PIECE // 4 * 3, PIECE // 4 * 3 + 1, 2 * PIECE):
+        data = random.Random(count).randbytes(count)
+        assert decode_data_uri("data:;base64," + base64.b64encode(data).decode(), max_bytes=4 * PIECE) == data
+
+
+@pytest.mark.parametrize("text", ["aGVsbG8==", "aGVs=bG8", "aGVsb", "=aGVsbG8", "====", "a*Vs"])
+def test_base64_with_padding_or_characters_that_do_not_belong_is_an_error_of_the_image(text):
+    for before in ("", "a" * PIECE):
+        with pytest.raises(FieldError, match="not valid base64"):
+            decode_data_uri(f"data:;base64,{before}{text}", max_bytes=2 * PIECE)
 
 
 def test_a_data_uri_may_be_as_long_as_the_limit_and_no_longer():
