@@ -1,5 +1,6 @@
 """Answers and bodies of requests, as bytes."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,12 +10,19 @@ from starlette.responses import Response
 
 from server.errors import Failure, FalError, plain
 from server.keys import Key
+from server.records import Job
 from server.roles import Caller
 
 
 def reply(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON answer, escaped to ASCII: so no text fails, and no client garbles a character that was cut in two."""
     return Response(json.dumps(content), status, headers=dict(headers or {}), media_type="application/json")
+
+
+async def deliver(output: dict[str, Any], job: Job) -> Response:
+    """The answer with the job's result; written on another thread, for the whole clip may be within (`sync_mode`)."""
+    headers = {"x-fal-request-id": job.id, "x-fal-billable-units": str(job.units)}
+    return await asyncio.to_thread(reply, output, headers=headers)
 
 
 def fail(failure: Failure, *, request_id: str | None = None) -> Response:

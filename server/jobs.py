@@ -215,7 +215,7 @@ class Jobs:
             data = await self._bytes(file.id)
             if data is None:
                 raise _expired()
-            url = f"data:{file.content_type};base64,{base64.b64encode(data).decode('ascii')}"
+            url = await asyncio.to_thread(_data_uri, data, file.content_type)
         video = File(url=url, content_type=file.content_type, file_name=file.name, file_size=file.size)
         output = ImageToVideoOutput(video=video, seed=job.result["seed"], prompt=job.result["prompt"])
         return output.model_dump()
@@ -226,6 +226,10 @@ class Jobs:
             return await self._blobs.read(file_id)
         except FileNotFoundError:
             return None
+
+
+def _data_uri(data: bytes, content_type: str) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _expired() -> FalError:

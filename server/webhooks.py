@@ -216,7 +216,8 @@ class Webhooks:
         else:
             message = f"Invalid status code: {job.failure.status}"
             told |= {"status": "ERROR", "error": message, "payload": job.failure.body()}
-        return json.dumps(told).encode()
+        # why: the whole clip may be within
+        return (await asyncio.to_thread(json.dumps, told)).encode()
 
     async def _post(self, due: Due, body: bytes, *, user_id: str) -> None:
         """Sends `body`.

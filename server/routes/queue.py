@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from server.agent import Agent
-from server.answers import caller, fail, key_id_of, key_of, read_body, reply
+from server.answers import caller, deliver, fail, key_id_of, key_of, read_body, reply
 from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import JobNotFoundError, Jobs
@@ -70,7 +70,7 @@ def router(settings: Settings, jobs: Jobs, agent: Agent) -> APIRouter:
             output = await jobs.output(job, origin=caller(request).origin)
         except FalError as error:
             return fail(error.failure, request_id=job_id)
-        return reply(output, headers={"x-fal-request-id": job_id, "x-fal-billable-units": str(job.units)})
+        return await deliver(output, job)
 
     async def cancel(request: Request, job_id: str) -> Response:
         await jobs.own(job_id, key_id_of(request))

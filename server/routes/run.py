@@ -8,7 +8,7 @@ import math
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from server.answers import caller, fail, key_id_of, key_of, read_body, reply
+from server.answers import caller, fail, key_id_of, key_of, read_body
 from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import Jobs
@@ -106,7 +106,7 @@ class Call:
             output = await self._jobs.output(job, origin=self._origin)
         except FalError as error:
             return fail(error.failure, request_id=self.job_id)
-        return reply(output, headers={"x-fal-request-id": self.job_id, "x-fal-billable-units": str(job.units)})
+        return await deliver(output, job)
 
 
 class Heartbeat(Response):
