@@ -23,12 +23,12 @@ class Looking:
         """The job, or None."""
         return await self.read(lambda connection: _job(connection, job_id))
 
-    async def look(self, job_id: str, *, logs: bool) -> tuple[Job | None, list[LogLine] | None]:
-        """The job, or None; and its log, if wanted."""
+    async def look(self, job_id: str, *, logs: bool, after: int = 0) -> tuple[Job | None, list[LogLine] | None]:
+        """The job, or None; and its log, if wanted, without the first `after` lines."""
 
         def work(connection: Connection) -> tuple[Job | None, list[LogLine] | None]:
             job = _job(connection, job_id)
-            return job, _log(connection, job_id) if job is not None and logs else None
+            return job, _log(connection, job_id, after=after) if job is not None and logs else None
 
         return await self.read(work)
 

@@ -98,11 +98,12 @@ async def _events(jobs: Jobs, agent: Agent, job_id: str, *, base: str, logs: boo
     while not agent.draining:
         seen = jobs.rings
         try:
-            job = await jobs.get(job_id)
-            new = await jobs.store.logs(job_id, after=lines) if logs else None
+            job, new = await jobs.store.look(job_id, logs=logs, after=lines)
         except StoreUnavailableError:
             await jobs.change(jobs.rings)
             continue
+        if job is None:
+            return
         body = status_body(job, base=base, logs=new)
         if new or body | {"logs": None} != told:
             lines += len(new or [])

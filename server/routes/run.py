@@ -8,7 +8,7 @@ import math
 from fastapi import APIRouter, Request, Response
 from starlette.types import Receive, Scope, Send
 
-from server.answers import caller, fail, key_id_of, key_of, read_body
+from server.answers import caller, deliver, fail, key_id_of, key_of, read_body
 from server.database import StoreUnavailableError
 from server.errors import FalError, plain
 from server.jobs import Jobs
