@@ -41,13 +41,13 @@ async def keep_deadlines(store: Store, bell: Bell, *, orphan_seconds: float) -> 
         await bell.wait(seen, at_most=min(left, RECHECK_SECONDS))
 
 
+# built once: they are asked at every change
+_FIRST_START = select(func.min(JOBS.c.start_by)).where(JOBS.c.status == "IN_QUEUE", JOBS.c.started.is_(None))
+_FIRST_ORPHAN = select(func.min(JOBS.c.orphaned)).where(JOBS.c.finished.is_(None), JOBS.c.cancel_requested == 0)
+
+
 def _next_due(connection: Connection, orphan_seconds: float) -> float | None:
-    start = connection.scalar(
-        select(func.min(JOBS.c.start_by)).where(JOBS.c.status == "IN_QUEUE", JOBS.c.started.is_(None))
-    )
-    orphaned = connection.scalar(
-        select(func.min(JOBS.c.orphaned)).where(JOBS.c.finished.is_(None), JOBS.c.cancel_requested == 0)
-    )
+    start, orphaned = connection.scalar(_FIRST_START), connection.scalar(_FIRST_ORPHAN)
     dues = [start, None if orphaned is None else orphaned + orphan_seconds]
     return min((due for due in dues if due is not None), default=None)
 

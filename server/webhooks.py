@@ -114,6 +114,14 @@ class Webhooks:
         connector: httpcore2.AsyncNetworkBackend | None = None,
     ) -> None:
         self._database = database
+        # built once: it is asked at every change
+        self._first = (
+            select(WEBHOOKS.c.job_id, WEBHOOKS.c.tries)
+            .join(JOBS, JOBS.c.id == WEBHOOKS.c.job_id)
+            .where(JOBS.c.status == "COMPLETED", WEBHOOKS.c.next_try <= database.now)
+            .order_by(WEBHOOKS.c.next_try)
+            .limit(1)
+        )
         self._jobs = jobs
         self._signer = signer
         self._bell = bell
@@ -154,16 +162,9 @@ class Webhooks:
 
     async def claim(self) -> Due | None:
         """A webhook that is due, from now on ours to deliver; None if there is none."""
-        first = (
-            select(WEBHOOKS.c.job_id, WEBHOOKS.c.tries)
-            .join(JOBS, JOBS.c.id == WEBHOOKS.c.job_id)
-            .where(JOBS.c.status == "COMPLETED", WEBHOOKS.c.next_try <= self._database.now)
-            .order_by(WEBHOOKS.c.next_try)
-            .limit(1)
-        )
 
         def work(connection: Connection) -> Due | None:
-            found = connection.execute(first.with_for_update(of=WEBHOOKS, skip_locked=True)).one_or_none()
+            found = connection.execute(self._first.with_for_update(of=WEBHOOKS, skip_locked=True)).one_or_none()
             if found is None:
                 return None
             held = _timeout(found.tries + 1) + LEASE_MARGIN
@@ -176,7 +177,7 @@ class Webhooks:
             return Due(row.job_id, row.url, row.origin, bool(row.private), row.tries)
 
         # why: almost always there is none, and looking is cheaper than a turn at the writer
-        if await self._database.read(lambda connection: connection.execute(first).one_or_none()) is None:
+        if await self._database.read(lambda connection: connection.execute(self._first).one_or_none()) is None:
             return None
         return await self._database.write(work)
 
