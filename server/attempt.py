@@ -123,7 +123,8 @@ class Attempt:
         """
         given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
         began = time.monotonic()
-        size = await unless(stop, self._tools.images.fetch(self._claim.id, given))
+        # why: an image that was uploaded lies in the bucket too
+        size = await unless(stop, self._insist(lambda: self._tools.images.fetch(self._claim.id, given)))
         fetched = time.monotonic() - began
         request = to_request(given, image=self._tools.images.path(self._claim.id), image_size=size)
         try:
@@ -145,9 +146,15 @@ class Attempt:
         generated = await clip.make(child)
         seconds = time.monotonic() - started
         generated = replace(generated, seconds={"fetch": fetched, **generated.seconds})
-        await self._deliver(given, generated, seconds=seconds, units=plan.megapixels)
+        await self._deliver(given, generated, stop, seconds=seconds, units=plan.megapixels)
 
-    async def _deliver(self, given: ImageToVideoInput, generated: Generated, *, seconds: float, units: int) -> None:
+    async def _deliver(
+        self, given: ImageToVideoInput, generated: Generated, stop: asyncio.Task[Reason], *, seconds: float, units: int
+    ) -> None:
+        """Keeps the clip and ends the job with it.
+
+        Raises: StoppedError, OSError.
+        """
         # why: files are read without a key, and an attempt that comes too late must not touch the delivered clip
         file_id = secrets.token_hex(16)
         blob = await asyncio.to_thread(digest, generated.path)
@@ -162,8 +169,8 @@ class Attempt:
             created=now,
             expires=now + (self._claim.keep_for or self._settings.result_retention),
         )
-        await self._insist(lambda: self._store.add_file(file))
-        await self._insist(lambda: self._tools.blobs.put(file_id, generated.path))
+        await self._insist(lambda: self._store.add_file(file), stop)
+        await self._insist(lambda: self._tools.blobs.put(file_id, generated.path), stop)
         stages = generated.seconds | {"store": time.time() - now}
         result = {
             "file": file_id,
@@ -225,8 +232,8 @@ class Attempt:
         with contextlib.suppress(StoreUnavailableError):
             await self._store.log(self._claim.id, message, level=level)
 
-    async def _insist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """What `write` gives, done again and again while database or blobs are away.
+    async def _insist(self, work: Callable[[], Awaitable[T]], stop: asyncio.Task[Reason] | None = None) -> T:
+        """What `work` gives, done again and again while database or blobs are away, and nothing says `stop`.
 
         A node that is to end gives up: its lease runs out, or the next start finds the job, and it is done again.
         Raises: StoppedError if it gives up.
@@ -234,11 +241,13 @@ class Attempt:
         told = False
         while not (told and self._tools.handing_back.is_set()):
             try:
-                return await write()
+                return await work()
             except (StoreUnavailableError, BlobsUnavailableError) as error:
                 if not told:
-                    log.error("the job's end waits to be written: %s", error)
+                    log.error("the job waits for the database or the file store: %s", error)
                 told = True
+                if stop is not None and stop.done():
+                    raise StoppedError(stop.result()) from error
                 await asyncio.sleep(RECHECK_SECONDS)
         raise StoppedError("handed back")
 

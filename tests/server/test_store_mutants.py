@@ -37,8 +37,8 @@ STORE, ENDINGS, SWEEPER, ORPHANS = "store.py", "endings.py", "sweeper.py", "orph
 WEBHOOKS, ATTEMPT, UPLOADS, LOOKING, JOBS = "webhooks.py", "attempt.py", "uploads.py", "looking.py", "jobs.py"
 DEADLINES, BLOBS = "deadlines.py", "blobs.py"
 
-ROW_THEN_BYTES = """        await self._insist(lambda: self._store.add_file(file))
-        await self._insist(lambda: self._tools.blobs.put(file_id, generated.path))
+ROW_THEN_BYTES = """        await self._insist(lambda: self._store.add_file(file), stop)
+        await self._insist(lambda: self._tools.blobs.put(file_id, generated.path), stop)
 """
 BYTES_THEN_ROW = "".join(reversed(ROW_THEN_BYTES.splitlines(keepends=True)))
 BYTES_THEN_FORGET = "        await blobs.delete(file_id)\n        await _drop(store, file_id)\n"
