@@ -403,6 +403,16 @@ class StoreMachine(RuleBasedStateMachine):
                 self.run(self.nodes[-1].jobs.own(name, stranger))
 
     @invariant()
+    def leases_and_calls_are_kept_or_lost_as_the_model_says(self) -> None:
+        query = select(JOBS.c.id, JOBS.c.lease_until, JOBS.c.orphaned).where(JOBS.c.status != "COMPLETED")
+        for name, lease, orphaned in self.run(self.nodes[0].store.read(lambda c: c.execute(query).all())):
+            job = self.jobs[name]
+            assert (lease is not None) == (job.status == "IN_PROGRESS")
+            assert lease is None or (lease < time.time()) == job.lapsed
+            assert (orphaned is not None) == (job.call is not None)
+            assert orphaned is None or (orphaned > time.time()) == (job.call == "attended")
+
+    @invariant()
     def every_result_and_every_file_is_there_until_it_expires(self) -> None:
         it = self.nodes[-1]
         for file_id, known in self.files.items():

@@ -90,7 +90,7 @@ MUTANTS = [
     Mutant("a stranger's key sees a job", JOBS,
            "        job = await self.get(job_id)\n        if job.key_id != key_id:",
            "        job = await self.get(job_id)\n        if None:"),
-    Mutant("position counts the job itself", LOOKING, "JOBS.c.seq < row.seq", "JOBS.c.seq <= row.seq"),
+    Mutant("position counts the job itself", LOOKING, 'JOBS.c.seq < bindparam("seq")', 'JOBS.c.seq <= bindparam("seq")'),
     Mutant("an expired file is served", LOOKING, "FILES.c.expires > time.time()", "FILES.c.expires > 0"),
     Mutant("the sweeper takes files that live", SWEEPER, "FILES.c.expires <= now)", "FILES.c.expires > 0)"),
     Mutant("the sweeper takes live files alone", SWEEPER, "FILES.c.expires <= now)", "FILES.c.expires >= now)"),
@@ -172,11 +172,6 @@ def survives(copy: Path) -> bool:
     return done.returncode == 0
 
 
-def test_the_place_of_every_mutant_is_still_there():
-    found = {mutant.what: (ROOT / "server" / mutant.file).read_text().count(mutant.old) for mutant in MUTANTS}
-    assert [what for what, count in found.items() if count != 1] == []
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_machine_finds_nothing_wrong_with_an_exact_copy(copy):
@@ -189,6 +184,7 @@ def test_the_machine_finds_nothing_wrong_with_an_exact_copy(copy):
 def test_the_machine_fails_on_a_mutant(copy, mutant):
     path = copy / "server" / mutant.file
     whole = path.read_text()
+    assert whole.count(mutant.old) == 1
     path.write_text(whole.replace(mutant.old, mutant.new))
     try:
         assert not survives(copy)
