@@ -1,13 +1,13 @@
 """What a test knows of a store: jobs, their calls and webhooks, files. And a node, whose process may be killed."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, cast
 
 import httpcore2
 
@@ -25,6 +25,7 @@ from server.model import Model, ModelState
 from server.orphans import Orphans
 from server.records import Claim
 from server.settings import Settings
+from server.shared import Secrets
 from server.signing import Signer, make_signing_key
 from server.start_images import StartImages
 from server.store import Store
@@ -34,9 +35,9 @@ from server.webhooks import Webhooks
 MAX_ATTEMPTS = 3
 CLIP = b"a clip"
 RECIPE = load("demo")
-SIGNER = Signer(make_signing_key())
+KEY = make_signing_key()
+SIGNER = Signer(cast("Secrets", SimpleNamespace(current=lambda _name: KEY)))
 
-T = TypeVar("T")
 Death = Literal["before put", "after put", "before delete", "after delete"]
 
 
@@ -241,6 +242,3 @@ class Place:
     def nodes(self, names: tuple[str, ...]) -> list[Node]:
         opened = zip(names, self.open_nodes(), strict=False)
         return [Node(name, database, blobs, data=self.folder / name) for name, (database, blobs) in opened]
-
-
-Run = Callable[[Awaitable[T]], T]

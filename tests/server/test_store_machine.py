@@ -144,6 +144,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.take(self.run(self.at(node).store.submit_failed(name, NO, **self.limits(key, hooked))), name, job)
         if name in self.jobs:
             job.end(NO.status)
+            self.run(self.at(node).store.log(name, "wrong"))
         self.submits += 1
 
     @rule(node=node, number=one_of)
