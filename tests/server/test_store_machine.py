@@ -120,7 +120,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=3))
     def submit_some(self, priorities: list[int]) -> None:
         for priority in priorities:
-            self.submit(0, "free", priority, False, None, False)
+            self.submit(0, "free", priority, False, "x", False)
 
     @rule(node=node, key=key, priority=st.integers(0, 1), hooked=hooked, asked=st.sampled_from([None, "x", "y"]),
           bounded=st.booleans())  # fmt: skip
@@ -446,6 +446,7 @@ def try_hard(make: Callable[[], Place], *, examples: int, steps: int, shrink: bo
             stateful_step_count=steps,
             deadline=None,
             database=None,
+            report_multiple_bugs=shrink,
             phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
