@@ -44,11 +44,12 @@ def given_up(
 ) -> Failure | None:
     """How a job ends whose attempt ended without an answer, `how` saying why; None: it is tried again.
 
-    `silent`: it went on for too long.
+    `max_attempts` bounds how often, and so may the job's caller; None: this one does not count. `silent`: it went on
+    for too long.
     """
     if row.cancel_requested:
         return CANCELLED
-    if max_attempts is not None and row.attempts >= max_attempts:
+    if max_attempts is not None and row.attempts >= min(max_attempts, row.max_attempts or max_attempts):
         tries = "once" if row.attempts == 1 else f"{row.attempts} times"
         if silent:
             message = f"Generation timeout: tried {tries}; the last time its process said nothing for too long"

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 from server.roles import HOSTS, hostname
 from server.settings import Settings
 
+# why: not all browsers know the star, and none takes it for authorization
 ALLOW_HEADERS = (
     "authorization, content-type, accept, range, x-fal-target-url, x-fal-queue-priority, x-fal-request-timeout, "
     "x-fal-runner-hint, x-fal-object-lifecycle, x-fal-object-lifecycle-preference, x-fal-no-retry, x-fal-store-io, "
     "x-fal-file-name, x-fal-retry-config, x-fal-tags, x-fal-cdn-token, x-app-fal-disable-fallback, "
-    "x-app-fal-can-disable-filter"
+    "x-app-fal-can-disable-filter, *"
 )
 EXPOSE_HEADERS = (
     "x-fal-request-id, x-fal-error-type, x-fal-billable-units, x-fal-request-timeout-type, x-fal-retryable, "

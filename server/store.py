@@ -72,6 +72,7 @@ class Store(Looking):
                 "priority": terms.priority,
                 "start_by": None if terms.start_within is None else now + terms.start_within,
                 "keep_for": terms.keep_for,
+                "max_attempts": terms.max_attempts,
                 "asked": asked,
                 "orphaned": None if asked is None else now + ATTENDED_SECONDS,
                 "status": "IN_QUEUE",
@@ -331,7 +332,7 @@ class Store(Looking):
 _RUNNING = JOBS.c.status == "IN_PROGRESS"
 _UNBEGUN = and_(JOBS.c.start_by.is_not(None), JOBS.c.started.is_(None))
 _BACKLOG = select(func.count(), func.coalesce(func.sum(JOBS.c.payload_size), 0)).where(JOBS.c.status == "IN_QUEUE")
-_TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.cancel_requested, JOBS.c.created)
+_TRIED = (JOBS.c.seq, JOBS.c.attempts, JOBS.c.max_attempts, JOBS.c.cancel_requested, JOBS.c.created)
 
 
 def late(now: float) -> ColumnElement[bool]:

@@ -23,6 +23,7 @@ JOBS = Table(
     Column("units", Integer, nullable=False, default=0),
     Column("inference_seconds", Float),
     Column("start_by", Float),  # one that has not begun by then fails
+    Column("max_attempts", Integer),  # how often it is tried, if its caller chose
     Column("keep_for", Float),  # seconds its file is kept, if its caller chose
     Column("asked", String(64), index=True),  # digest of what a call asks that waits for its answer
     Column("orphaned", Float, index=True),  # from when on that call counts as lost

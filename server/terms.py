@@ -21,12 +21,14 @@ LONGEST = 100 * 365 * 86_400.0
 class Terms:
     """How a job is to be treated. None: as the server's settings say.
 
-    Units: seconds. `start_within` bounds the wait until it begins, `keep_for` how long its file is kept once made.
+    Units: seconds. `start_within` bounds the wait until it begins, `keep_for` how long its file is kept once made,
+    `max_attempts` how often it is tried, if the server's settings do not bound that more.
     """
 
     priority: int = NORMAL
     start_within: float | None = None
     keep_for: float | None = None
+    max_attempts: int | None = None
 
 
 FREE = Terms()
@@ -38,7 +40,8 @@ def terms_of(headers: Mapping[str, str]) -> Terms:
     Raises: FalError if the time to start is not a number of seconds.
     """
     low = headers.get("x-fal-queue-priority", "").strip().lower() == "low"
-    return Terms(LOW if low else NORMAL, _start_within(headers), lifetime(headers))
+    once = headers.get("x-fal-no-retry", "").strip().lower() in ("1", "true", "yes")
+    return Terms(LOW if low else NORMAL, _start_within(headers), lifetime(headers), 1 if once else None)
 
 
 def lifetime(headers: Mapping[str, str]) -> float | None:

@@ -1,4 +1,4 @@
-"""The payload as the last column of its row, and an index that holds all that is asked of those who wait."""
+"""How often a job may be tried, its payload as the last column, an index of all that is asked of those who wait."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,8 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Moves the one and makes the other."""
+    """Adds the one, moves the other and makes the third."""
+    op.add_column("jobs", sa.Column("max_attempts", sa.Integer))
     op.add_column("jobs", sa.Column("moved", sa.LargeBinary))
     op.execute("UPDATE jobs SET moved = payload WHERE payload IS NOT NULL")
     op.drop_column("jobs", "payload")

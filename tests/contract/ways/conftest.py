@@ -41,10 +41,10 @@ class Here:
     key: str | None
     pid: int
 
-    def variables(self, way: str) -> dict[str, str]:
+    def variables(self, way: str, host: str = "127.0.0.1") -> dict[str, str]:
         """What `ltxd client env` prints."""
         ports = [f"--tls-port={self.tls_port}", f"--proxy-port={self.proxy_port}", f"--data={self.data}"]
-        printed = _ltxd("client", "env", f"--way={way}", *ports)
+        printed = _ltxd("client", "env", f"--way={way}", f"--host={host}", *ports)
         return dict(word.split("=", 1) for word in shlex.split(printed) if "=" in word)
 
 
@@ -102,9 +102,14 @@ def locked(tmp_path_factory) -> Iterator[Here]:
 
 @dataclass(frozen=True)
 class OwnMachine:
-    """A machine within this one, see own_machine.py: its hosts file leads fal's names to a server with a key."""
+    """A machine within this one, see own_machine.py: its hosts file leads fal's names to a server with a key.
+
+    The server listens on all addresses; `address` is one as in a local network, and `name` leads there.
+    """
 
     server: Here
+    address: str
+    name: str
 
     def run(self, command: list[str], *, order: Any = None, env: dict[str, str] | None = None) -> str:
         """What a program on it prints."""
@@ -129,11 +134,13 @@ def own_machine(tmp_path_factory) -> Iterator[OwnMachine]:
             pytest.fail(f"{program} is missing: install the package util-linux")
     folder = tmp_path_factory.mktemp("own")
     hosts_file = folder / "hosts"
-    hosts_file.write_text("127.0.0.1 localhost\n" + _ltxd("client", "hosts"))
+    address, name = "10.77.0.1", "studio.example"
+    hosts_file.write_text(f"127.0.0.1 localhost\n{address} {name}\n" + _ltxd("client", "hosts"))
     spaces = ["unshare", "--map-root-user", "--mount", "--net"]
-    within = [*spaces, sys.executable, str(HERE / "own_machine.py"), str(hosts_file)]
-    with _serving(folder, keyed=True, tls_port=443, within=within) as it:
-        yield OwnMachine(it)
+    within = [*spaces, sys.executable, str(HERE / "own_machine.py"), str(hosts_file), address]
+    open_to_all = {"host": "0.0.0.0", "trusted_hosts": [name], "tls_port": 443}  # noqa: S104 -- of that machine
+    with _serving(folder, keyed=True, given=open_to_all, within=within) as it:
+        yield OwnMachine(it, address, name)
 
 
 @pytest.fixture
@@ -167,13 +174,15 @@ def png() -> bytes:
 
 
 @contextmanager
-def _serving(folder: Path, *, keyed: bool, tls_port: int | None = None, within: Sequence[str] = ()) -> Iterator[Here]:
-    """A server that keeps everything in `folder`, started by the command `within`."""
+def _serving(
+    folder: Path, *, keyed: bool, given: dict[str, Any] | None = None, within: Sequence[str] = ()
+) -> Iterator[Here]:
+    """A server with the settings `given` that keeps everything in `folder`, started by the command `within`."""
     data, clip = folder / "data", folder / "clip.mp4"
     clip.write_bytes(CLIP)
     made = _ltxd("keys", "create", "--name=anna", f"--data={data}").strip() if keyed else ""
-    free, proxy_port = _free_ports(2)
-    settings = {"tls_port": tls_port or free, "proxy_port": proxy_port}
+    tls_port, proxy_port = _free_ports(2)
+    settings = {"tls_port": tls_port, "proxy_port": proxy_port, **(given or {})}
     command = [*within, sys.executable, str(SERVE_FAKE), str(data), str(clip), json.dumps(settings)]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, env=_own_env(), stdout=subprocess.PIPE, stderr=log, text=True)

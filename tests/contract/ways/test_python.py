@@ -140,6 +140,16 @@ def test_a_real_hosts_file_port_443_and_a_key_lead_everything_here(own_machine, 
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("called", ["address", "name"])
+def test_a_server_in_a_local_network_is_called_by_its_address_and_by_its_name(own_machine, png, called):
+    host = getattr(own_machine, called)
+    env = own_machine.server.variables("env", host) | {"FAL_KEY": own_machine.server.key}
+    assert env["FAL_RUN_HOST"] == f"{host}:443/run"
+    told = json.loads(own_machine.run(PROGRAM, order=order_of(CALLS, png), env=env))
+    assert_all_gave_clips(told, at=f"https://{host}/files/")
+
+
+@pytest.mark.full
 def test_the_machine_within_has_a_hosts_file_of_its_own(own_machine):
     outside = Path("/etc/hosts").read_text()
     assert "falrun.com" in own_machine.run(["cat", "/etc/hosts"])
