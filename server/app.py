@@ -94,7 +94,9 @@ def create_app(
 
 def _unknown(detail: str) -> Response:
     # why: fal tells the type of this one in no body
-    return reply({"detail": detail}, status=404, headers={"x-fal-error-type": "not_found"})
+    return reply(
+        {"detail": detail}, status=404, headers={"x-fal-error-type": "not_found", "x-fal-billable-units": "0"}
+    )
 
 
 class Edge:

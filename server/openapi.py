@@ -112,6 +112,8 @@ def _paths() -> dict[str, Any]:
                     401,
                     403,
                     404,
+                    413,
+                    503,
                 ),
             }
         },
@@ -136,7 +138,7 @@ def _paths() -> dict[str, Any]:
                         },
                     }
                 }
-                | _answers({"202": ("The request was asked to end.", "Error")}, 400, 401, 403, 404),
+                | _answers({"202": ("The request was asked to end.", "Error")}, 400, 401, 403, 404, 413, 503),
             }
         },
         REQUEST: {

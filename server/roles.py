@@ -105,4 +105,5 @@ def _target(role: Role, path: str, *, base: str, origin: str, query: str | None 
 
 
 def _bare(path: str) -> str:
-    return path.rstrip("/") or "/"
+    # why: Postgres takes no NUL in a text, and nothing here has one in its name
+    return path.replace("\0", "\ufffd").rstrip("/") or "/"

@@ -184,6 +184,8 @@ def _server(app: ASGIApp, context: ssl.SSLContext | None = None) -> uvicorn.Serv
     config = uvicorn.Config(
         app,
         lifespan="off",
+        # why: no route speaks it, and an answer over HTTP says so as for every other path
+        ws="none",
         access_log=False,
         log_config=None,
         server_header=False,

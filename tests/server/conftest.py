@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import inspect
 import io
 import itertools
 import logging
@@ -23,9 +24,12 @@ from typing import Any
 import av
 import httpx2
 import pytest
+from fastapi.routing import APIRoute
 from moto.server import ThreadedMotoServer
 from PIL import Image
+from starlette.routing import BaseRoute
 
+from server.app import create_app
 from server.blobs import Blobs, LocalBlobs
 from server.bucket import BucketBlobs
 from server.database import Database, open_database
@@ -178,9 +182,13 @@ def launch(tmp_path: Path, clip: Path) -> Launch:
 
 @pytest.fixture(scope="module")
 def shared_launch(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Launch:
-    """As `launch`, for a server that the tests of one module share."""
-    data = tmp_path_factory.mktemp("shared")
-    return lambda **given: running(data, **{"command": _fake_command(data, clip), **given})
+    """As `launch`, for a server that the tests of one module share; `name` is that of its folder."""
+    folder = tmp_path_factory.mktemp("shared")
+
+    def launch(*, name: str = "data", **given: Any) -> contextlib.AbstractContextManager[Running]:
+        return running(folder / name, **{"command": _fake_command(folder, clip), **given})
+
+    return launch
 
 
 @pytest.fixture(scope="session")
@@ -189,6 +197,31 @@ def server(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Iterator[Run
     data = tmp_path_factory.mktemp("server")
     with running(data, command=_fake_command(data, clip), tls_port=free_port(), proxy_port=free_port()) as it:
         yield it
+
+
+@pytest.fixture(scope="session")
+def ports() -> Callable[[], dict[str, int]]:
+    """Finds ports for HTTPS and for the proxy."""
+    return lambda: {"tls_port": free_port(), "proxy_port": free_port()}
+
+
+@pytest.fixture(scope="session")
+def routes() -> list[tuple[str, str]]:
+    """Method and path of every route of the server."""
+    parts = {
+        name: object() for name, of in inspect.signature(create_app).parameters.items() if of.kind is of.KEYWORD_ONLY
+    }
+    return sorted(_routes_in(create_app(Settings(port=0), **parts)._app._app.routes))
+
+
+def _routes_in(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if isinstance(route, APIRoute):
+            yield from ((method, route.path) for method in route.methods)
+        elif hasattr(route, "original_router"):
+            yield from _routes_in(route.original_router.routes)
+        else:
+            raise AssertionError(f"a route that no test knows how to walk: {route}")
 
 
 @pytest.fixture(scope="session")
