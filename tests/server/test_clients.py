@@ -71,6 +71,7 @@ for call in (fal_client.run, fal_client.subscribe):
 
 TERMS = """
 import httpx
+from fal_client import Queued
 from fal_client.client import FalClientHTTPError, FalClientTimeoutError
 
 def busy():
@@ -78,6 +79,8 @@ def busy():
 
 # the client's own clock: it cancels its job and says so
 before = busy()
+states = [handle.status() for handle in before]
+assert isinstance(states[2], Queued) and states[2].position in (1, 2), states
 seen = []
 try:
     fal_client.subscribe(

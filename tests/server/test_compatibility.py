@@ -89,6 +89,17 @@ def test_every_route_that_is_told_is_there_and_none_that_is_not_offered(offered)
     assert not {route for route, here in told.items() if here == "not offered"} & offered
 
 
+def test_every_header_and_parameter_of_fals_that_the_server_reads_or_sends_is_told():
+    sources = "\n".join(path.read_text() for path in (ROOT / "server").rglob("*.py"))
+    headers = {name.lower() for name in re.findall(r"(?i)\bx-(?:app-)?fal-[a-z-]+[a-z]\b", sources)}
+    parameters = set(re.findall(r'(?:query_params|parse_qs\(query\))\.get\("(\w+)"', sources))
+    assert {"x-fal-queue-priority", "x-fal-error-type"} < headers
+    assert {"fal_webhook", "fal_jwt_token"} < parameters
+    page = PAGE.read_text().lower()
+    assert {name for name in headers if not re.search(rf"{name}(?![a-z-])", page)} == set()
+    assert {name for name in parameters if name not in page} == set()
+
+
 def test_the_table_of_clients_says_of_each_in_every_way_whether_it_works():
     lines = (ROOT / "docs/clients.md").read_text().splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]

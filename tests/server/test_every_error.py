@@ -1,5 +1,6 @@
 """Every error that can occur, as its caller sees it: on the run host, and as the result of a job."""
 
+import asyncio
 import base64
 import io
 import json
@@ -12,8 +13,11 @@ import pytest
 from PIL import Image
 
 from pipeline.picture import SUFFIXES
-from server.errors import PIPELINE_TYPES, STATUSES
-from server.schema import RESOLUTION_NAMES
+from pipeline.recipe import load
+from server.control import ask
+from server.errors import PIPELINE_TYPES, STATUSES, FalError
+from server.jobs import parse
+from server.schema import RESOLUTION_NAMES, ImageToVideoInput
 
 ROOT = Path(__file__).parents[2]
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -59,6 +63,8 @@ MODEL = [
     Model("int_from_float", {"num_frames": 9.5}, ["body", "num_frames"], input=9.5),
     Model("float_parsing", {"guidance_scale": "much"}, ["body", "guidance_scale"], input="much"),
     Model("finite_number", {"image_strength": float("nan")}, ["body", "image_strength"], input="nan"),
+    Model("float_type", {"guidance_scale": None}, ["body", "guidance_scale"], input=None),
+    Model("bool_type", {"generate_audio": None}, ["body", "generate_audio"], input=None),
     Model("bool_parsing", {"generate_audio": "perhaps"}, ["body", "generate_audio"], input="perhaps"),
     Model("greater_than_equal", {"num_frames": 8}, ["body", "num_frames"], {"ge": 9}, 8),
     Model("less_than_equal", {"num_frames": 482}, ["body", "num_frames"], {"le": 481}, 482),
@@ -211,30 +217,91 @@ def test_a_fault_of_the_server_itself_is_an_internal_error_that_tells_nothing(la
         assert answer.headers["x-fal-retryable"] == "true"
 
 
+def test_an_upload_without_a_token_is_unauthorized_once_there_is_a_key(launch):
+    with launch() as it:
+        asked = {"do": "create", "name": "a", "max_in_flight": None, "private_webhooks": False}
+        asyncio.run(ask(it.settings.data, asked))
+        for headers in ({}, {"authorization": "Bearer x"}, {"authorization": "Key x"}):
+            answer = it.http.post("/files/upload", content=b"a", headers=headers)
+            check(answer, Service("unauthorized", "POST", "/files/upload", 401))
+
+
 ELSEWHERE = {
     "request_timeout": "test_deadlines.py",
     "client_cancelled": "test_queue.py",
     "client_disconnected": "test_run.py",
     "storage_full": "test_uploads.py",
     "internal_error": "test_every_error.py",
-    "unauthorized": "test_uploads.py",
+    "unauthorized": "test_every_error.py",
     "concurrent_requests_limit": "test_keys.py",
     "storage_unavailable": "test_troubles.py",
     "feature_not_supported": "test_errors.py",
+    "json_invalid": "test_bad_input.py",
+    "model_type": "test_bad_input.py",
 }
-"""Types that need more than a request to come about, and the file whose tests bring them about."""
+"""Types that need more than a request of fields to come about, and the file whose tests bring them about."""
+
+SHOWN = {error.type for error in (*MODEL, *SERVICE)} | {"queue_full"} | set(ELSEWHERE)
+
+# Source: fal's documentation, pages "Errors" and "Request errors": every type of an answer that is no 200
+FALS_TYPES = re.findall(
+    r"\w+",
+    """
+internal_server_error generation_timeout downstream_service_error downstream_service_unavailable
+content_policy_violation no_media_generated image_too_small image_too_large image_load_error file_download_error
+face_detection_error file_too_large greater_than greater_than_equal less_than less_than_equal multiple_of
+sequence_too_short sequence_too_long one_of feature_not_supported invalid_archive archive_file_count_below_minimum
+archive_file_count_exceeds_maximum audio_duration_too_long audio_duration_too_short unsupported_audio_format
+unsupported_image_format unsupported_video_format video_duration_too_long video_duration_too_short request_timeout
+startup_timeout runner_scheduling_failure runner_connection_timeout runner_disconnected runner_connection_refused
+runner_connection_error runner_incomplete_response runner_server_error client_disconnected client_cancelled
+bad_request internal_error concurrent_requests_limit
+""",
+)
+
+ODD = [None, "x", "", [], {}, True, 2, 1.5, float("nan"), -(10**9), 10**9, 10**400, "9" * 4000, "\ud800",
+       {"width": 0}, {"width": 10**30}, {"height": "x"}, {"width": None}, {"width": 1.5}]  # fmt: skip
+"""Values that are wrong, each in its own way, for some field."""
 
 
 def test_every_type_of_error_is_brought_about_by_a_test():
-    shown = {error.type for error in (*MODEL, *SERVICE)} | {"queue_full"} | set(ELSEWHERE)
-    assert set(STATUSES) | set(PIPELINE_TYPES.values()) <= shown
-    for name in set(ELSEWHERE.values()):
-        assert (Path(__file__).parent / name).exists()
+    assert set(STATUSES) | set(PIPELINE_TYPES.values()) <= SHOWN
+    for error_type, name in ELSEWHERE.items():
+        assert f'"{error_type}"' in (Path(__file__).parent / name).read_text(), error_type
+
+
+def test_every_type_that_the_code_names_is_brought_about_by_a_test():
+    raised = r'(?:plain|item|\w*[fF]ailure|FieldError)\(\s*"(\w+)"'
+    sources = [path.read_text() for path in (ROOT / "server").rglob("*.py")]
+    named = {error_type for source in sources for error_type in re.findall(raised, source)}
+    assert {"image_load_error", "queue_full", "json_invalid"} < named
+    assert named <= SHOWN
+
+
+def test_every_type_that_a_wrong_value_of_a_field_can_have_is_brought_about_by_a_test():
+    found, recipe = set(), load("demo", semantics="recipe")
+    for name in ImageToVideoInput.model_fields:
+        for value in ODD:
+            try:
+                parse(json.dumps(GOOD | {name: value}).encode(), recipe)
+            except FalError as error:
+                found |= {entry["type"] for entry in error.failure.detail}
+    assert len(found) > 10
+    assert found <= SHOWN
 
 
 def test_every_type_of_error_stands_in_the_table_of_compatibility():
     told = set(re.findall(r"`(\w+)`", (ROOT / "docs/fal-compatibility.md").read_text()))
-    assert set(STATUSES) | set(PIPELINE_TYPES.values()) <= told
+    assert (SHOWN | set(FALS_TYPES)) - told == set()
+
+
+def test_a_type_of_fals_that_the_page_calls_the_same_is_brought_about_by_a_test():
+    page = (ROOT / "docs/fal-compatibility.md").read_text().partition("## Errors")[2].partition("\n## ")[0]
+    same = {
+        name for row in page.splitlines() if "| same |" in row for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    }
+    assert len(same & set(FALS_TYPES)) > 15
+    assert same & set(FALS_TYPES) <= SHOWN
 
 
 def test_the_formats_that_would_do_are_told_as_endings(strict):

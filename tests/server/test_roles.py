@@ -13,6 +13,11 @@ def target(path: str, *, host: str = "127.0.0.1:8000", target_url: str | None = 
     return resolve(scheme=scheme, host=host, path=path, target_url=target_url)
 
 
+def test_no_path_holds_a_nul_which_postgres_would_refuse():
+    assert target(f"/{APP}/requests/\0").path == f"/queue/{APP}/requests/\ufffd"
+    assert target("/api", target_url="https://v3.fal.media/files/a%00b/c").path == "/files/a\ufffdb/c"
+
+
 @pytest.mark.parametrize(
     ("path", "role", "inside", "base"),
     [

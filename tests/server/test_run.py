@@ -10,7 +10,10 @@ from pathlib import Path
 
 import av
 import pytest
+from starlette.requests import Request
 
+from server.answers import read_body
+from server.errors import FalError
 from server.routes import run as run_module
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -84,6 +87,16 @@ def test_an_unknown_path_of_the_application_is_404(server):
     answer = server.http.post(f"/{ENDPOINT}/stream", json={})
     assert answer.status_code == 404
     assert answer.json() == {"detail": "Path /image-to-video/stream not found"}
+
+
+async def test_a_caller_who_goes_away_within_his_body_is_client_disconnected():
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(FalError) as caught:
+        await read_body(Request({"type": "http", "headers": []}, gone), limit=9)
+    failure = caught.value.failure
+    assert (failure.status, failure.error_type, failure.retryable) == (499, "client_disconnected", False)
 
 
 def test_a_body_over_the_limit_is_413(launch, image):
