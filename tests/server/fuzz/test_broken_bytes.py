@@ -97,10 +97,10 @@ def test_broken_bytes_are_answered_as_such_on_every_port(besieged, raw):
 
 def test_a_websocket_is_answered_as_any_other_path_that_is_not_there(besieged):
     key = f"authorization: Key {besieged.key}\r\n".encode()
-    came = exchange(besieged.port, b"GET /" + ENDPOINT + b"/realtime HTTP/1.1\r\n" + HOST + key + UPGRADE)
-    assert came.startswith(b"HTTP/1.1 404")
-    assert b"x-fal-request-id: " in came
-    assert came.endswith(b'{"detail": "Path /image-to-video/realtime not found"}')
+    answer = besieged.send(b"GET /" + ENDPOINT + b"/realtime HTTP/1.1\r\n" + HOST + key + UPGRADE)
+    assert answer.status == 404
+    assert answer.headers["x-fal-request-id"]
+    assert answer.body == b'{"detail": "Path /image-to-video/realtime not found"}'
 
 
 def hacked(besieged, blots, *, examples: int) -> None:
