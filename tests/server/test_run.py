@@ -94,7 +94,7 @@ async def test_a_caller_who_goes_away_within_his_body_is_client_disconnected():
         return {"type": "http.disconnect"}
 
     with pytest.raises(FalError) as caught:
-        await read_body(Request({"type": "http", "headers": []}, gone), limit=9)
+        await read_body(Request({"type": "http", "headers": []}, gone))
     failure = caught.value.failure
     assert (failure.status, failure.error_type, failure.retryable) == (499, "client_disconnected", False)
 
