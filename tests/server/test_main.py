@@ -90,6 +90,21 @@ def test_without_keys_the_server_refuses_to_be_reached_from_elsewhere(tmp_path, 
     assert "loopback" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_server_whose_model_cannot_be_loaded_ends_with_status_1_and_says_why_in_its_last_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "serve", f"--data={tmp_path}", "--port=0", "--tls-port=0"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ltxd: the model did not load 3 times within 300 s: the process said WeightsError")
+    assert "ltxd weights build-demo" in last
+
+
 def test_an_unknown_command_is_refused():
     with pytest.raises(SystemExit):
         main(["fly"])
