@@ -1,4 +1,5 @@
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from server.__main__ import main
+from server.__main__ import main, settle
 
 SERVE_FAKE = Path(__file__).with_name("serve_fake.py")
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
@@ -113,3 +114,12 @@ def test_an_unknown_command_is_refused():
 def test_a_self_test_on_a_device_that_is_not_there_says_so(capsys):
     assert main(["selftest", "--device", "cuda:99"]) == 2
     assert "ltxd selftest: there is no device 'cuda:99'" in capsys.readouterr().err
+
+
+def test_what_the_start_made_is_left_out_of_later_searches_for_garbage():
+    try:
+        settle()
+        assert gc.get_freeze_count() > 10_000
+        assert len(gc.get_objects()) < 10_000
+    finally:
+        gc.unfreeze()

@@ -47,6 +47,7 @@ class Watch(selectors.DefaultSelector):
 
 
 async def main(watch: Watch) -> None:
+    from server.__main__ import settle
     from server.child import worker_command
     from server.logs import set_up_logs
     from server.serve import Ports, serve
@@ -57,6 +58,7 @@ async def main(watch: Watch) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
 
     def on_start(ports: Ports) -> None:
+        settle()
         watch.start()
         sys.stdout.write(f"{ports.http}\n")
         sys.stdout.flush()
