@@ -120,7 +120,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=3))
     def submit_some(self, priorities: list[int]) -> None:
         for priority in priorities:
-            self.submit(0, "free", priority, False, "x", False)
+            self.submit(0, "free", priority, False, "x", True)
 
     @rule(node=node, key=key, priority=st.integers(0, 1), hooked=hooked, asked=st.sampled_from([None, "x", "y"]),
           bounded=st.booleans())  # fmt: skip
@@ -253,10 +253,13 @@ class StoreMachine(RuleBasedStateMachine):
             self.jobs[claim.id].give_up(counted=counted)
             assert (became == "waits") == (self.jobs[claim.id].status == "IN_QUEUE")
 
-    @rule(node=node, number=one_of, counted=st.booleans())
-    def change_hands(self, node: int, number: int, counted: bool) -> None:
-        """A node gives its job up, and one takes the next: often the same job, or the same node."""
+    @rule(node=node, number=one_of, counted=st.booleans(), long=st.booleans())
+    def change_hands(self, node: int, number: int, counted: bool, long: bool) -> None:
+        """A node gives its job up, and one takes the next, at once or later: often the same job, or the same node."""
+        held = self.pick(number, held=True)
         self.release(node, number, True, counted)
+        if held is not None and long:
+            self.age(held.id)
         self.claim(node)
 
     @rule(node=node, number=one_of, held=st.booleans())
@@ -341,8 +344,11 @@ class StoreMachine(RuleBasedStateMachine):
     def wait_long(self, number: int) -> None:
         """For one job, an hour goes by."""
         name, job = self.job(number)
-        if job is None:
-            return
+        if job is not None:
+            self.age(name)
+
+    def age(self, name: str) -> None:
+        job = self.jobs[name]
         past = time.time() - RETENTION - 1
         mine = update(JOBS).where(JOBS.c.id == name)
         if job.must_begin != "some day":
