@@ -331,14 +331,16 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- what time and misfortune bring
 
-    @rule(node=node, number=one_of, comes_back=st.booleans())
-    def lose_lease(self, node: int, number: int, comes_back: bool) -> None:
+    @rule(node=node, number=one_of, then=st.sampled_from([None, "renewed", "looked for"]))
+    def lose_lease(self, node: int, number: int, then: str | None) -> None:
         """The node was killed, or cut off: nothing renews its lease, and time goes by; or it does so just in time."""
         if (claim := self.pick(number, held=True)) is not None:
             self.write(update(JOBS).where(JOBS.c.id == claim.id).values(lease_until=time.time() - 1))
             self.jobs[claim.id].lapsed = True
-            if comes_back:
+            if then == "renewed":
                 self.renew(node, number, True)
+            elif then == "looked for":
+                self.reclaim(node)
 
     @rule(number=one_of)
     def wait_long(self, number: int) -> None:
