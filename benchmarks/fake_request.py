@@ -1,81 +1,50 @@
-"""One whole request at the real size, without weights: from the context of a prompt and an image to frames.
+"""One whole request at the real size, without weights: from files and an image to the MP4, by the product's own path.
 
 python benchmarks/fake_request.py [--size 1280x704] [--frames 121] [--steps 2] [--residency resident]
 
-Everything runs under FakeTensorMode, the device `meta` standing in for the GPU and the CPU for the host: a tensor on
-the wrong side raises, and so does a value that is read back. Recorded are the bytes that live on the device at once,
-phase by phase, and what would have made the host wait.
+`loading.load` and `generate.generate` run as they are, under FakeTensorMode, over files that have headers and no
+bytes, the device `meta` standing in for the GPU and the CPU for the host: a tensor on the wrong side raises, and so
+does a value that is read back. Recorded are the bytes that live on the device at once, phase by phase, and what would
+have made the host wait.
 """
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import Any, Final
+from pathlib import Path
+from typing import Final, Self
 
+import av
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+from benchmarks import hollow_files
 from benchmarks.memory import Memory
-from pipeline import decode, denoise, text
-from pipeline import gemma as writer
-from pipeline import residency as placement
-from pipeline.expansion import MAX_TOKENS
-from pipeline.loading import Here
-from pipeline.memory import named
-from pipeline.plan import Plan, make_plan
+from benchmarks.stand_in import DEVICE, Device, Waits
+from pipeline.generate import generate
+from pipeline.loading import Pipeline, load
+from pipeline.plan import make_plan
 from pipeline.recipe import Recipe
 from pipeline.recipe import load as load_recipe
-from pipeline.trace import discard
-from pipeline.transformer import Context
 from pipeline.types import GenerationRequest, Size
-from weights import config, names
-from weights.release import published_config
-from weights.text_encoder import TextEncoder
+from weights import stream
+from weights.header import Header
 
-UPSAMPLER: Final = {
-    "in_channels": 128,
-    "mid_channels": 1024,
-    "num_blocks_per_stage": 4,
-    "dims": 3,
-    "spatial_upsample": True,
-    "temporal_upsample": False,
+PROMPT: Final = "the camera pans left " * 300
+"""Longer than what is read of a prompt: 1,024 tokens."""
+PHASES: Final = {
+    "text_encode": "text",
+    "image_encode": "image_encode",
+    "denoise": "denoise",
+    "upsample": "upsample",
+    "decode": "decode",
 }
-GEMMA: Final = {
-    "vocab_size": 262_208,
-    "hidden_size": 3840,
-    "intermediate_size": 15_360,
-    "num_hidden_layers": 48,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 256,
-}
-VISION: Final = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 896,
-    "patch_size": 14,
-    "vision_use_head": False,
-}
-FEATURES: Final = 188_160
-"""Numbers that Gemma gives for each token."""
-PROJECTIONS: Final = {
-    "text_embedding_projection.video_aggregate_embed.weight": (4096, FEATURES),
-    "text_embedding_projection.video_aggregate_embed.bias": (4096,),
-    "text_embedding_projection.audio_aggregate_embed.weight": (2048, FEATURES),
-}
-DEVICE: Final = torch.device("meta")
-HOST: Final = torch.device("cpu")
-DTYPE: Final = torch.bfloat16
+"""Under which name the plan knows what a stage of Progress has ended."""
+_DTYPES: Final = {"BF16": torch.bfloat16, "F32": torch.float32}
 
 
 @dataclass
@@ -87,174 +56,96 @@ class Recording:
     """Above the weights, by phase."""
     waits: dict[str, list[str]] = field(default_factory=dict)
     """What made the host wait for the device, by phase."""
+    resting: int = 0
+    """With all models loaded and nothing to do."""
+    left: int = 0
+    """When the clip is done."""
     frames: int = 0
+    has_sound: bool = False
 
 
-class _Waits(TorchDispatchMode):
-    """Notes copies between host and device that are not told to go on without waiting."""
+class _Hollow:
+    """Stands in for safetensors' reader: tensors that know their device, and no memory."""
 
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # not annotated in torch
-        self.found = found
+    def __init__(self, path: Path, *, device: str, fake: FakeTensorMode) -> None:
+        self._tensors, self._device, self._fake = Header.read(path).tensors, device, fake
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)}
-        blocking = not (kwargs.get("non_blocking") or (func is torch.ops.aten.copy_.default and args[2:] == (True,)))
-        if devices >= {"cpu", "meta"} and blocking:
-            self.found.append(func.name())
-        return result
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(self, *_error: object) -> None:
+        pass
 
-class _Device(TorchFunctionMode):
-    """Lets the stand-in behave as a GPU: fused kernels where CUDA has them, flags that have arrived on the host."""
-
-    def __init__(self, found: list[str]) -> None:
-        super().__init__()
-        self.found = found
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in (F.rms_norm, torch.rms_norm):
-            return torch.empty_like(args[0])
-        if func is Tensor.data_ptr:
-            # by which tied weights are told: of fake tensors it is 0
-            return args[0].untyped_storage()._cdata  # noqa: SLF001 its id() is another at each call
-        if func is F.scaled_dot_product_attention:
-            return torch.empty_like(kwargs["query"] if "query" in kwargs else args[0])
-        if func is Tensor.__bool__ and args[0].device.type == "cpu":
-            self.found.append("event")
-            return True
-        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu") == DEVICE:
-            self.found.append("tensor")
-            return func(*args, dtype=kwargs.get("dtype")).to(DEVICE, non_blocking=True)
-        return func(*args, **kwargs)
+    def get_tensor(self, name: str) -> Tensor:
+        stored = self._tensors[name]
+        with self._fake:
+            return torch.empty(stored.shape, dtype=_DTYPES[stored.dtype], device=self._device)
 
 
-class Request:
-    """A request that is run phase by phase, each of which is recorded."""
+@contextlib.contextmanager
+def _reading_hollow_files(fake: FakeTensorMode) -> Iterator[None]:
+    """Has tensors read from files that have none: safetensors' own reader cannot make fake ones."""
 
-    def __init__(self, plan: Plan, recipe: Recipe, *, residency: str) -> None:
-        self.plan, self.recipe, self.residency = plan, recipe, residency
+    def open_hollow(path: Path, *, framework: str, device: str) -> _Hollow:  # noqa: ARG001 as safetensors has it
+        return _Hollow(path, device=device, fake=fake)
+
+    reader = stream.safe_open  # type: ignore[attr-defined] # imported there, not exported
+    stream.safe_open = open_hollow  # type: ignore[attr-defined, assignment] # it has what is called
+    try:
+        yield
+    finally:
+        stream.safe_open = reader  # type: ignore[attr-defined] # as above
+
+
+class _Watcher:
+    """Notes what was seen since the phase before, when a phase has ended."""
+
+    def __init__(self, memory: Memory) -> None:
         self.seen = Recording()
-        self._memory = Memory(DEVICE.type)
+        self.waits: list[str] = []
+        self._memory = memory
 
-    def run(self) -> Recording:
-        """Runs it. Raises: whatever a tensor on the wrong side, or a value read back, raises."""
-        modules = {kind: _bare(kind) for kind in names.KINDS}
-        with FakeTensorMode(allow_non_fake_inputs=True), self._memory, torch.inference_mode():
-            parts = self._placed(modules)
-            self._request(parts)
-        return self.seen
-
-    def _placed(self, modules: dict[names.Kind, nn.Module]) -> dict[str, Any]:
-        streams = self.residency == "stream"
-        for kind, module in modules.items():
-            before = self._memory.live
-            dtype = torch.float32 if kind == "vocoder" else DTYPE
-            waits = streams and kind in {"transformer", "connectors"}
-            _fill(module, dtype=dtype, device=HOST if waits else DEVICE)
-            if kind == "transformer" and "fp8" in self.residency:
-                placement.to_fp8(module, "transformer_blocks")
-            if waits and kind == "transformer":
-                with _Device([]):
-                    placement.stream_blocks(module, device=DEVICE)
-            self.seen.weights[kind] = self._memory.live - before
-        return {str(kind): module for kind, module in modules.items()}
-
-    @contextlib.contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
-        resting = sum(self.seen.weights.values())
+    def loaded(self, pipeline: Pipeline) -> None:
+        """Notes what stays on the device, and listens for the end of the sound, which no Progress tells."""
+        parts = {
+            "transformer": nn.ModuleList(pipeline.transformers.values()),
+            "text_encoder": pipeline.text_encoder.model,
+            "connectors": pipeline.connectors,
+            "vae": pipeline.vae,
+            "audio_vae": pipeline.audio_vae,
+            "vocoder": pipeline.vocoder,
+        }
+        if pipeline.upsampler is not None:
+            parts["upsampler"] = pipeline.upsampler
+        self.seen.weights.update({name: _held(module) for name, module in parts.items()})
+        self.seen.resting = self._memory.live
         self._memory.peak = self._memory.live
-        found: list[str] = []
-        with _Waits(found), _Device(found):
-            yield
-        self.seen.peaks[name] = max(self.seen.peaks.get(name, 0), self._memory.peak - resting)
-        self.seen.waits.setdefault(name, []).extend(found)
+        self.waits.clear()
+        pipeline.vocoder.register_forward_hook(lambda *_: self.ended("sound"))
 
-    def _request(self, parts: dict[str, Any]) -> None:
-        plan = self.plan
-        context = Context(_empty(1, 1024, 4096), _empty(1, 1024, 2048))
-        rng = torch.Generator("cpu").manual_seed(0)
-        latents: Tensor | None = None
-        audio_latents: Tensor | None = None
-        for stage in plan.stages:
-            with self._phase("image_encode"):
-                pixels = torch.empty(1, 3, 1, stage.height * 32, stage.width * 32, device="cpu")
-                image_latents = decode.encode(parts["vae"], pixels)
-            with self._phase("denoise"):
-                steps = denoise.denoise(
-                    parts["transformer"],
-                    stage,
-                    plan=plan,
-                    semantics=self.recipe.semantics,
-                    conditions=denoise.Conditions(
-                        positive=context,
-                        negative=context,
-                        strength=0.7,
-                        seed=0,
-                        image_latents=image_latents,
-                        latents=latents,
-                        audio_latents=audio_latents,
-                    ),
-                    rng=rng,
-                    record=discard,
-                )
-                latents, audio_latents = _result(steps)
-            if stage is not plan.stages[-1]:
-                with self._phase("upsample"):
-                    latents = decode.upsampled(parts["upsampler"], parts["vae"], latents)
-        del context, image_latents
-        with self._phase("sound"):
-            assert audio_latents is not None
-            decode.decode_audio(parts["audio_vae"], parts["vocoder"], audio_latents).float().cpu()
-        with self._phase("decode"):
-            assert latents is not None
-            for chunk in decode.decode(parts["vae"], latents):
-                self.seen.frames += len(decode.to_bytes(chunk).cpu())
-                del chunk
+    def ended(self, phase: str) -> None:
+        """Takes what was seen for that of `phase`."""
+        above = self._memory.peak - self.seen.resting
+        self.seen.peaks[phase] = max(self.seen.peaks.get(phase, 0), above)
+        self.seen.waits.setdefault(phase, []).extend(self.waits)
+        self._memory.peak = self._memory.live
+        self.waits.clear()
 
 
-def _result(steps: Any) -> tuple[Tensor, Tensor]:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made: tuple[Tensor, Tensor] = end.value
-            return made
+def _held(module: nn.Module) -> int:
+    """Bytes of a module on the device."""
+    tensors = [*module.parameters(), *module.buffers()]
+    storages = {id(storage): storage for t in tensors if t.device == DEVICE and (storage := t.untyped_storage())}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
-def _bare(kind: names.Kind) -> nn.Module:
-    published = published_config()
-    with DEVICE:
-        return config.build(kind, UPSAMPLER if kind == "upsampler" else published, PROJECTIONS).eval()
-
-
-def _fill(module: nn.Module, *, dtype: torch.dtype, device: torch.device) -> None:
-    """Gives a module tensors that know their device, and no memory."""
-    for part in module.modules():
-        for name, value in list(part.named_parameters(recurse=False)):
-            fresh = torch.empty(value.shape, dtype=dtype, device=device)
-            setattr(part, name, nn.Parameter(fresh, requires_grad=False))
-        for name, buffer in list(part.named_buffers(recurse=False)):
-            kept = dtype if buffer.is_floating_point() else buffer.dtype
-            setattr(part, name, torch.empty(buffer.shape, dtype=kept, device=device))
-
-
-def _empty(*shape: int) -> Tensor:
-    return torch.empty(*shape, dtype=DTYPE, device=DEVICE)
-
-
-def request(*, size: Size, frames: int, steps: int = 2, guidance_scale: float = 1.0) -> GenerationRequest:
+def request(
+    *, size: Size, frames: int, steps: int = 2, guidance_scale: float = 1.0, image: Path | None = None
+) -> GenerationRequest:
     """A request for such a clip."""
     return GenerationRequest(
-        prompt="",
-        image=None,
+        prompt=PROMPT,
+        image=image,
         image_size=None,
         seed=0,
         negative_prompt="",
@@ -281,84 +172,29 @@ def record(
     guidance_scale: float = 1.0,
     residency: str = "resident",
 ) -> Recording:
-    """What one request is seen to need."""
-    chosen = replace(recipe, max_tokens=10**9)
-    plan = make_plan(request(size=size, frames=frames, steps=steps, guidance_scale=guidance_scale), chosen)
-    return Request(plan, chosen, residency=residency).run()
-
-
-def record_text(*, tokens: int, residency: str = "resident") -> tuple[int, int]:
-    """Reading a prompt of so many tokens: the peak above the weights that stay, and those of Gemma and connectors."""
-    gemma, connectors = _bare_gemma(), _bare("connectors")
-    home, memory = named(residency), Memory(DEVICE.type)
-    reading: Here = contextlib.nullcontext
-    connecting: Here = contextlib.nullcontext
-    with FakeTensorMode(allow_non_fake_inputs=True), memory, torch.inference_mode():
-        _fill_gemma(gemma, device=HOST if home.text_waits else DEVICE)
-        _fill(connectors, dtype=DTYPE, device=HOST if home.blocks_wait else DEVICE)
-        if home.text_fp8:
-            placement.to_fp8(gemma, "model.language_model.layers")
-        with _Device([]):
-            if home.text_waits:
-                reading = placement.visiting_text_encoder(gemma, device=DEVICE).by_turns
-            if home.blocks_wait:
-                connecting = placement.visiting_connectors(connectors, device=DEVICE).by_turns
-            memory.peak = resting = memory.live
-            with reading():
-                states = text.read("", text_encoder=TextEncoder(_Tokens(tokens), gemma))
-            with connecting():
-                text.context(states, connectors=connectors)
-    return memory.peak - resting, resting
-
-
-def record_writing(*, tokens: int) -> int:
-    """Writing after a conversation of so many tokens, with room for the longest answer: the peak above the weights."""
-    gemma = _bare_gemma()
+    """What one request is seen to need. Raises: whatever a tensor on the wrong side, or a value read back, raises."""
     memory = Memory(DEVICE.type)
-    with FakeTensorMode(allow_non_fake_inputs=True), memory, torch.inference_mode(), _Device([]):
-        _fill_gemma(gemma, device=DEVICE)
-        memory.peak = resting = memory.live
-        answer = writer.write(
-            TextEncoder(_Tokens(tokens), gemma),
-            instruction="",
-            words="",
-            image=None,
-            seed=0,
-            max_tokens=MAX_TOKENS,
-            draw=lambda _logits, _rng: 7,
-        )
-        for _ in range(2):
-            next(answer)
-    return memory.peak - resting
-
-
-def _bare_gemma() -> Any:
-    with DEVICE:
-        return Gemma3ForConditionalGeneration(Gemma3Config(text_config=GEMMA, vision_config=VISION)).eval()
-
-
-def _fill_gemma(gemma: Any, *, device: torch.device) -> None:
-    _fill(gemma, dtype=DTYPE, device=device)
-    gemma.lm_head.weight = gemma.model.language_model.embed_tokens.weight
-
-
-@dataclass
-class _Tokens:
-    """A tokenizer that makes as many tokens of everything."""
-
-    count: int
-    eos_token_id: int = 1
-    added_tokens_decoder: dict[int, Any] = field(default_factory=dict)
-
-    def __call__(self, _words: str, *, return_tensors: str = "", **_options: Any) -> Any:
-        tokens = torch.zeros(1, self.count, dtype=torch.long)
-        return SimpleNamespace(input_ids=tokens if return_tensors else [])
-
-    def convert_tokens_to_ids(self, _token: str) -> int:
-        return self.eos_token_id
-
-    def decode(self, _tokens: list[int], **_options: Any) -> str:
-        return ""
+    watcher = _Watcher(memory)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        chosen = replace(hollow_files.write(recipe, folder), max_tokens=10**9)
+        picture = folder / "image.png"
+        Image.linear_gradient("L").convert("RGB").resize((size.width, size.height)).save(picture, compress_level=1)
+        asked = request(size=size, frames=frames, steps=steps, guidance_scale=guidance_scale, image=picture)
+        plan = make_plan(asked, chosen)
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with _reading_hollow_files(fake), memory, Device(watcher.waits, loading=fake):
+            pipeline = load(chosen, models=folder, device=DEVICE.type, dtype="bfloat16", residency=residency)
+        watcher.loaded(pipeline)
+        with fake, memory, Waits(watcher.waits), Device(watcher.waits):
+            for progress in generate(pipeline, asked, plan, output=folder / "out.mp4"):
+                if progress.stage in PHASES and progress.message is None:
+                    watcher.ended(PHASES[progress.stage])
+            watcher.seen.left = memory.live
+        with av.open(folder / "out.mp4") as clip:
+            watcher.seen.frames = sum(1 for _ in clip.demux(video=0)) - 1
+            watcher.seen.has_sound = bool(clip.streams.audio)
+    return watcher.seen
 
 
 def main() -> None:

@@ -95,6 +95,8 @@ def generate(
             seconds=seconds,
             passes_per_call=at_once,
         )
+        # nothing that is done with stays on the device while the rest is made
+        del positive_context, negative_context
 
         began = time.monotonic()
         comment = provenance(weights=pipeline.model.weights, seed=request.seed)
@@ -248,9 +250,11 @@ def _write_frames(
         if record is not discard:
             kept.append(chunk.float())
         pixels = decode.to_bytes(chunk).cpu().numpy()
+        # the next one is made while these frames are encoded, and wants its room
+        del chunk
         yield from watch.frames(pixels, first=done)
         mp4.frames(pixels)
-        done += len(chunk)
+        done += len(pixels)
         yield Progress("decode", done, plan.num_frames)
     yield from watch.end()
     if kept:
