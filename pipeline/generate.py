@@ -250,11 +250,9 @@ def _write_frames(
         if record is not discard:
             kept.append(chunk.float())
         pixels = decode.to_bytes(chunk).cpu().numpy()
-        # the next one is made while these frames are encoded, and wants its room
-        del chunk
         yield from watch.frames(pixels, first=done)
         mp4.frames(pixels)
-        done += len(pixels)
+        done += len(chunk)
         yield Progress("decode", done, plan.num_frames)
     yield from watch.end()
     if kept:
