@@ -117,10 +117,11 @@ class StoreMachine(RuleBasedStateMachine):
         bounds = {"max_waiting": MAX_WAITING, "max_bytes": 4 * len(PAYLOAD)}
         return {"sender": self.sender(key, hooked), **bounds}
 
-    @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=3))
+    @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=5))
     def submit_some(self, priorities: list[int]) -> None:
         for priority in priorities:
             self.submit(0, "free", priority, False, "x", True)
+        self.submit_what_is_wrong(0, "free", False)
 
     @rule(node=node, key=key, priority=st.integers(0, 1), hooked=hooked, asked=st.sampled_from([None, "x", "y"]),
           bounded=st.booleans())  # fmt: skip

@@ -73,7 +73,7 @@ MUTANTS = [
            "            .returning(JOBS.c.cancel_requested)",
            "            .values(lease_until=JOBS.c.lease_until)\n            .returning(JOBS.c.cancel_requested)"),
     Mutant("a start leaves running jobs", STORE, "return _put_back(connection, _RUNNING, max_attempts=max_attempts)",
-           "return 0"),
+           "return []"),
     Mutant("a start orphans nobody", STORE, "JOBS.c.orphaned > now).values", "JOBS.c.orphaned < 0).values"),
     Mutant("cancel ends a running job", STORE, 'waits = row.status == "IN_QUEUE"', "waits = True"),
     Mutant("cancel reopens an ended job", STORE,
