@@ -36,7 +36,7 @@ from tests.server.store_model import CLIP, MAX_ATTEMPTS, Death, Hook, KnownFile,
 NODES = ("node 0", "node 1")
 LIMITS = {"careful": 2, "free": None, None: None}
 """The keys, and nobody's, with the jobs each may have in flight."""
-MAX_WAITING = 5
+MAX_WAITING = (3, 9)  # in turn, so that now this limit and now that of bytes is met first
 PAYLOAD = freeze(ImageToVideoInput(prompt="a", image_url="data:,x", seed=1, sync_mode=True))
 PAGE = 60.0
 RETENTION = 3600.0
@@ -99,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
         waiting = [other.size for other in self.jobs.values() if other.status == "IN_QUEUE"]
         limit = LIMITS[job.key]
         busy = sum(other.key == job.key and other.status != "COMPLETED" for other in self.jobs.values())
-        if len(waiting) >= MAX_WAITING:
+        if len(waiting) >= MAX_WAITING[self.submits % 2]:
             assert outcome == "queue full"
         elif waiting and sum(waiting) + job.size > 4 * len(PAYLOAD):
             assert outcome == "queue too large"
@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
         return Sender(key, LIMITS[key], target)
 
     def limits(self, key: str | None, hooked: bool) -> dict:
-        bounds = {"max_waiting": MAX_WAITING, "max_bytes": 4 * len(PAYLOAD)}
+        bounds = {"max_waiting": MAX_WAITING[self.submits % 2], "max_bytes": 4 * len(PAYLOAD)}
         return {"sender": self.sender(key, hooked), **bounds}
 
     @initialize(priorities=st.lists(st.integers(0, 1), min_size=1, max_size=5))
