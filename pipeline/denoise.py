@@ -116,10 +116,11 @@ def denoise(
     state = _begun(conditions, noise, predict, sigma=stage.sigmas[0])
     guard = Guard()
     given = [t for t in (conditions.image_latents, conditions.latents) if t is not None]
-    guard.watch(f"before denoise at {grid[2]}x{grid[1]} latents, from the image or the stage before", *state, *given)
+    place = f"stage {1 + plan.stages.index(stage)} of {len(plan.stages)}, denoise at {grid[2]}x{grid[1]} latents"
+    guard.watch(f"{place}, before its first call, from the image or the stage before", *state, *given)
     for done, reached in enumerate(_loop(predict, state, stage, seed=conditions.seed), 1):
         state = reached
-        guard.watch(f"denoise, call {done} of {stage.calls} at {grid[2]}x{grid[1]} latents", *state)
+        guard.watch(f"{place}, call {done} of {stage.calls}", *state)
         yield Progress("denoise", done, stage.calls)
     guard.close()
 

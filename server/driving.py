@@ -13,7 +13,7 @@ from pipeline.plan import Plan
 from pipeline.types import Generated, GenerationRequest, Progress
 from pipeline.wire import Cancel, Cancelled, Done, Failed, Generate
 from server.child import Child, ChildLostError
-from server.errors import FalError, from_worker
+from server.errors import FalError, from_worker, model_failure
 from server.metrics import Metrics
 from server.model import Model
 from server.settings import Settings
@@ -140,6 +140,9 @@ class Clip:
         if failure.kind == "StorageError":
             raise OSError(errno.ENOSPC, failure.message)
         await self.model.kill("failed")
+        if failure.kind == "NumericalError":
+            # why: the seed is fixed, so it would come again
+            raise FalError(model_failure("internal_server_error", failure.message))
         if failure.kind == "GenerationError":
             raise FalError(from_worker(failure))
         raise ChildLostError(f"failed with {failure.kind}", detail=failure.message)

@@ -95,5 +95,5 @@ def test_rope_tables_are_made_once_for_a_stage(model):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_ends_the_job_with_stage_and_step(model, value):
     model.proj_out.bias[5] = value
-    with pytest.raises(NumericalError, match=r"denoise, call 1 of 3 at 3x2 latents: .* NaN or infinity"):
+    with pytest.raises(NumericalError, match=r"stage 1 of 1, denoise at 3x2 latents, call 1 of 3: .* NaN or infinity"):
         run(model)

@@ -2,7 +2,7 @@
 
 crash-once, crash-always: dies by SIGKILL in the second step (once: unless the marker file is there already).
 hang, hang-once: goes silent; stall: for 4 s. slow: 30 steps of 40 ms, brisk: 10. fail: a GenerationError; fail-late:
-in the last step. elsewhere-once: names a file that was not asked for.
+in the last step. nan: a NumericalError. elsewhere-once: names a file that was not asked for.
 broken: any other exception. cuda: that of a CUDA error.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 oom: no memory with the first residency; oom-always: with any. large: no room but with the last residency; too-large:
@@ -28,6 +28,7 @@ from pipeline.errors import (
     ContentError,
     GenerationError,
     NoRoomError,
+    NumericalError,
     OutOfMemoryError,
     OverBudgetError,
     OverMemoryError,
@@ -92,6 +93,8 @@ def make(job: Generate, marker: Path, clip: Path, *, residency: str) -> Generato
             ctypes.string_at(0)
         if (step == 2 and "fail" in words) or (step == steps and "fail-late" in words):
             raise GenerationError("the sampler found NaN")
+        if step == 2 and "nan" in words:
+            raise NumericalError("stage 1 of 1, call 2 of 8: the latents hold NaN")
         if step == 2 and "cuda" in words:
             raise RuntimeError("CUDA error: an illegal memory access was encountered\n/secret/kernel.cu:1")
         if step == 2 and "broken" in words:

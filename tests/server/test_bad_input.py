@@ -241,6 +241,14 @@ def test_what_the_pipeline_refuses_is_told_in_fals_words(server, image, prompt, 
     assert server.run(prompt="a", image_url=image).status_code == 200
 
 
+def test_numbers_that_are_none_are_told_with_their_place_at_once(server, image):
+    answer = server.run(prompt="nan", image_url=image)
+    assert answer.status_code == 500
+    (entry,) = answer.json()["detail"]
+    assert entry["msg"] == "stage 1 of 1, call 2 of 8: the latents hold NaN"
+    assert server.run(prompt="a", image_url=image).status_code == 200
+
+
 def test_a_fault_of_ours_tells_nothing_of_the_inside(server, image):
     answer = server.run(prompt="broken", image_url=image)
     assert answer.status_code == 500
