@@ -15,6 +15,7 @@ from server.disk import free_bytes
 from server.media import Media
 from server.metrics import Metrics
 from server.model import Model, ModelGivenUpError, ModelState
+from server.records import Claim
 from server.settings import Settings
 from server.start_images import StartImages
 from server.store import Store
@@ -39,13 +40,13 @@ class Agent:
         recipe: Recipe,
         command: Command,
     ) -> None:
-        self.owner = secrets.token_hex(8)
+        self._owner = secrets.token_hex(8)
         self._settings = settings
         self._store = store
         self._bell = bell
         self._draining = asyncio.Event()
         self._idle = asyncio.Event()
-        self._running = False
+        self._held: Claim | None = None
         self._model = Model(settings, command=command, stopping=self._draining, metrics=metrics)
         work = settings.data / "work"
         self._tools = Tools(
@@ -74,7 +75,12 @@ class Agent:
     @property
     def running(self) -> bool:
         """Whether it does a job."""
-        return self._running
+        return self._held is not None
+
+    @property
+    def held(self) -> Claim | None:
+        """The job that it does."""
+        return self._held
 
     async def run(self) -> None:
         """Does jobs until drained.
@@ -134,16 +140,17 @@ class Agent:
             return
         seen = self._bell.rings
         claim = None
+        # why: a claim that was written but not answered is nobody's, and goes back once its lease has run out
         if free_bytes(self._settings.data) >= self._settings.min_free_bytes:
-            claim = await self._store.claim(self.owner, lease=self._settings.lease_seconds)
+            claim = await self._store.claim(self._owner, lease=self._settings.lease_seconds)
         if claim is None:
             await self._bell.wait(seen, at_most=IDLE_SECONDS)
             return
-        self._running = True
+        self._held = claim
         try:
             await Attempt(claim, self._tools).run(child)
         finally:
-            self._running = False
+            self._held = None
 
     async def _look_ahead(self) -> None:
         """Looks at the images of waiting jobs while the model loads."""

@@ -230,8 +230,9 @@ def _trouble(error: DBAPIError) -> str | None:
         if not name.startswith(SQLITE_TROUBLE):
             return None
         return f"the database cannot be used: {cause}"
-    # classes of SQLSTATE: 08 connection, 53 resources, 57 shut down, 58 system; 25006 is a read-only database
-    if error.connection_invalidated or state[:2] in ("08", "53", "57", "58") or state == "25006":
+    # classes of SQLSTATE: 08 connection, 40 rolled back (deadlock), 53 resources, 57 shut down, 58 system; 25006 is a
+    # read-only database
+    if error.connection_invalidated or state[:2] in ("08", "40", "53", "57", "58") or state == "25006":
         return f"the database cannot be used: {_first_line(cause)}"
     # why: a connection that was never made has no state
     if not state and type(cause).__name__ in ("OperationalError", "InterfaceError"):

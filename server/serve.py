@@ -124,7 +124,7 @@ async def serve(
             working = asyncio.create_task(agent.run())
             keeping = [
                 asyncio.create_task(keep_deadlines(store, bell, orphan_seconds=settings.orphan_seconds)),
-                asyncio.create_task(watch(settings, store, own=agent.owner)),
+                asyncio.create_task(watch(settings, store, held=lambda: agent.held)),
                 asyncio.create_task(webhooks.run()),
                 asyncio.create_task(keep_clean(settings, store, blobs, uploads)),
                 asyncio.create_task(secrets.keep_fresh()),

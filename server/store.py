@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, insert, not_, or_, select, update
 
 from server.database import Database
 from server.endings import CANCELLED, ended, given_up, released
@@ -220,9 +220,11 @@ class Store(Looking):
 
         return self._count_put_back(await self.write(work))
 
-    async def reclaim(self, *, max_attempts: int, but: str | None = None) -> int:
-        """Puts the jobs whose lease has run out back, unless they are `but`'s, or ends them; gives their number."""
-        lapsed = and_(_RUNNING, JOBS.c.lease_until <= self._database.now, JOBS.c.owner != (but or ""))
+    async def reclaim(self, *, max_attempts: int, but: Claim | None = None) -> int:
+        """Puts the jobs whose lease has run out back, except `but`, or ends them; gives their number."""
+        lapsed = and_(_RUNNING, JOBS.c.lease_until <= self._database.now)
+        if but is not None:
+            lapsed = and_(lapsed, not_(_held(but)))
         # why: hardly ever is there one, and looking is cheaper than a turn at the writer
         if not await self.read(lambda connection: connection.scalar(select(func.count()).where(lapsed))):
             return 0
@@ -371,7 +373,7 @@ def _put_back(connection: Connection, which: ColumnElement[bool], *, max_attempt
     rows = connection.execute(lost).all()
     became: list[End | None] = []
     for row in rows:
-        failure = given_up(row, max_attempts=max_attempts, how="the server that did it died")
+        failure = given_up(row, max_attempts=max_attempts, how="the server that did it died or lost it")
         connection.execute(update(JOBS).where(JOBS.c.seq == row.seq).values(released(failure)))
         became.append(None if failure is None else End(failure.error_type, row.created))
     return became

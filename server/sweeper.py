@@ -9,6 +9,7 @@ from sqlalchemy import Connection, delete, select
 
 from server.blobs import Blobs
 from server.database import StoreUnavailableError
+from server.records import Claim
 from server.settings import Settings
 from server.store import Store
 from server.tables import FILES, JOBS, LOGS, WEBHOOKS
@@ -47,12 +48,15 @@ async def _drop(store: Store, file_id: str) -> None:
     await store.write(lambda connection: connection.execute(delete(FILES).where(FILES.c.id == file_id)))
 
 
-async def watch(settings: Settings, store: Store, *, own: str) -> None:
-    """Puts back the jobs that lost nodes left running, for ever; `own` are the jobs of this one."""
+async def watch(settings: Settings, store: Store, *, held: Callable[[], Claim | None]) -> None:
+    """Puts back the jobs that nobody does any more, for ever; `held` gives the one that this node does.
+
+    They are those of lost nodes, and those of this one whose claim or end met a failure that it could not tell apart.
+    """
 
     async def once() -> None:
-        if back := await store.reclaim(max_attempts=settings.max_attempts, but=own):
-            log.warning("%d jobs of lost nodes wait again or were tried too often", back)
+        if back := await store.reclaim(max_attempts=settings.max_attempts, but=held()):
+            log.warning("%d jobs that nobody did any more wait again or were tried too often", back)
 
     await _forever(once, every=WATCH_SECONDS)
 

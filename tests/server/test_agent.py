@@ -9,7 +9,7 @@ import time
 import httpx2
 import pytest
 
-from server.database import open_database
+from server.database import StoreUnavailableError, open_database
 from server.model import ModelGivenUpError
 from server.serve import Ports, serve
 from server.settings import Settings
@@ -39,6 +39,35 @@ def test_a_job_that_kills_its_process_every_time_ends_in_an_honest_500(launch, i
         assert result.status_code == 500
         assert result.headers["x-fal-retryable"] == "true"
         assert "error" not in it.wait(behind)
+
+
+@pytest.mark.parametrize("when", ["the claim was written", "the end cannot be written"])
+def test_a_job_that_its_node_lost_track_of_is_done_again_by_the_same_node(launch, image, monkeypatch, when):
+    claim, finish = Store.claim, Store.finish
+    failed = []
+
+    async def claim_unanswered(store, owner, *, lease):
+        claimed = await claim(store, owner, lease=lease)
+        if claimed is not None and not failed:
+            failed.append(claimed)
+            raise StoreUnavailableError("the connection was lost as the claim was kept")
+        return claimed
+
+    async def finish_unwritten(store, claim, **end):
+        if len(failed) < 2:
+            failed.append(claim)
+            raise RuntimeError("a failure that nobody knows")
+        return await finish(store, claim, **end)
+
+    if when == "the claim was written":
+        monkeypatch.setattr(Store, "claim", claim_unanswered)
+    else:
+        monkeypatch.setattr(Store, "finish", finish_unwritten)
+    with launch(lease_seconds=0.5) as it:
+        job = it.submit(prompt="a", image_url=image, seed=5)
+        assert "error" not in it.wait(job)
+        assert it.http.get(job["response_url"]).json()["seed"] == 5
+    assert {claim.attempt for claim in failed} == {1}
 
 
 def test_a_silent_process_is_killed_and_its_job_done_by_the_next_one(launch, image):

@@ -8,9 +8,11 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
-from server.database import StoreError, open_database, own
+from server.database import StoreError, StoreUnavailableError, open_database, own
 from server.migrations import configuration
 from server.serve import serve
 from server.settings import Settings
@@ -23,6 +25,14 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(database):
         return compare_metadata(MigrationContext.configure(connection), METADATA)
 
     assert await database.write(differences) == []
+
+
+async def test_a_transaction_that_postgres_rolled_back_may_be_tried_again(database):
+    def deadlocked(_connection):
+        raise OperationalError("UPDATE", None, DeadlockDetected("deadlock detected"))
+
+    with pytest.raises(StoreUnavailableError, match="deadlock detected"):
+        await database.write(deadlocked)
 
 
 async def test_a_folder_has_one_owner(tmp_path):

@@ -140,11 +140,15 @@ async def test_jobs_whose_lease_ran_out_wait_again_at_their_place(store):
     assert [await claimed(store) for _ in range(3)] == ["a", "c", None]
 
 
-async def test_a_node_does_not_take_its_own_jobs_for_lost(store):
-    await submit(store, "a")
-    await claim(store, lease=-1)
-    assert await store.reclaim(max_attempts=3, but="me") == 0
-    assert await store.reclaim(max_attempts=3, but="other") == 1
+async def test_a_node_takes_back_every_job_that_nobody_does_but_not_the_one_that_it_does(store):
+    await submit(store, "a", "b")
+    lost, held = await claim(store, lease=-1), await claim(store, lease=-1)
+    assert await store.reclaim(max_attempts=3, but=held) == 1
+    assert await store.standing(lost) == "lost"
+    assert await store.standing(held) == "held"
+    again = await claim(store, lease=-1)
+    assert await store.reclaim(max_attempts=3, but=lost) == 2
+    assert await store.standing(again) == "lost"
 
 
 async def test_a_renewed_lease_holds(store):

@@ -273,10 +273,16 @@ class StoreMachine(RuleBasedStateMachine):
         if held:
             job.lapsed = False
 
-    @rule(node=node)
-    def reclaim(self, node: int) -> None:
-        lost = [j for j in self.jobs.values() if j.status == "IN_PROGRESS" and j.lapsed and j.owner != NODES[node]]
-        assert self.run(self.at(node).store.reclaim(max_attempts=MAX_ATTEMPTS, but=NODES[node])) == len(lost)
+    @rule(node=node, number=st.none() | one_of, held=st.booleans())
+    def reclaim(self, node: int, number: int | None, held: bool) -> None:
+        """A node that does a job, or none, or thinks that it does one."""
+        but = None if number is None else self.pick(number, held=held)
+        lost = [
+            job
+            for name, job in self.jobs.items()
+            if job.status == "IN_PROGRESS" and job.lapsed and not (held and but and but.id == name)
+        ]
+        assert self.run(self.at(node).store.reclaim(max_attempts=MAX_ATTEMPTS, but=but)) == len(lost)
         for job in lost:
             job.give_up()
 

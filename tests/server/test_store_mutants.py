@@ -68,7 +68,9 @@ MUTANTS = [
            "JOBS.c.lease_until >= self._database.now"),
     Mutant("a lease never ends", STORE, "JOBS.c.lease_until <= self._database.now",
            "JOBS.c.lease_until <= self._database.now - 9"),
-    Mutant("a node takes its own jobs for lost", STORE, 'JOBS.c.owner != (but or "")', 'JOBS.c.owner != ""'),
+    Mutant("a node takes the job that it does for lost", STORE, "        if but is not None:\n            lapsed",
+           "        if None:\n            lapsed"),
+    Mutant("a node leaves its job though it does it no more", STORE, "not_(_held(but))", "JOBS.c.id != but.id"),
     Mutant("renewing does nothing", STORE, "            .values(lease_until=self._database.now + lease)\n"
            "            .returning(JOBS.c.cancel_requested)",
            "            .values(lease_until=JOBS.c.lease_until)\n            .returning(JOBS.c.cancel_requested)"),
