@@ -121,7 +121,7 @@ class StoreMachine(RuleBasedStateMachine):
     def submit_some(self, priorities: list[int]) -> None:
         for priority in priorities:
             self.submit(0, "free", priority, False, "x", True)
-        self.submit_what_is_wrong(0, "free", False)
+        self.submit_what_is_wrong(0, "free", True)
 
     @rule(node=node, key=key, priority=st.integers(0, 1), hooked=hooked, asked=st.sampled_from([None, "x", "y"]),
           bounded=st.booleans())  # fmt: skip
@@ -321,6 +321,20 @@ class StoreMachine(RuleBasedStateMachine):
             assert due.tries == hook.tries
             self.deliveries.append(due)
 
+    @rule(node=node, taken=st.booleans(), late=st.booleans())
+    def take_and_deliver(self, node: int, taken: bool, late: bool) -> None:
+        """A webhook's whole turn; or its time was over by then, and another delivers it before."""
+        self.take_a_webhook(node)
+        if not self.deliveries:
+            return
+        last = len(self.deliveries) - 1
+        if late:
+            if self.deliveries[last].job_id in self.jobs:
+                self.age(self.deliveries[last].job_id)
+            self.take_a_webhook(node)
+        self.deliver(node, last, taken)
+        self.take_a_webhook(node)
+
     @rule(node=node, number=one_of, taken=st.booleans())
     def deliver(self, node: int, number: int, taken: bool) -> None:
         """A webhook that was claimed, by one that is in time or long overdue."""
@@ -450,7 +464,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.rows(FILES.c.id) == self.files.keys()
         assert self.place.blob_ids() == {file_id for file_id, file in self.files.items() if file.has_bytes}
         assert self.rows(LOGS.c.job_id) <= self.jobs.keys()
-        assert self.rows(WEBHOOKS.c.job_id) == {name for name, job in self.jobs.items() if job.hook}
+        hooks = self.run(self.nodes[0].store.read(lambda c: c.execute(select(WEBHOOKS)).all()))
+        left = {row.job_id: (row.tries, row.next_try is None) for row in hooks}
+        assert left == {n: (j.hook.tries, j.hook.state == "done") for n, j in self.jobs.items() if j.hook}
 
 
 def try_hard(make: Callable[[], Place], *, examples: int, steps: int, shrink: bool = True) -> None:

@@ -126,7 +126,6 @@ MUTANTS = [
            'JOBS.c.status == "IN_QUEUE")'),
     Mutant("a caller who waits is an orphan", ORPHANS, "        JOBS.c.orphaned <= now,\n", ""),
     Mutant("a job to be cancelled is adopted", ORPHANS, "        JOBS.c.cancel_requested == 0,\n", ""),
-    Mutant("an old end is adopted", ORPHANS, ", JOBS.c.finished > now - REMEMBER_SECONDS)", ")"),
     Mutant("an orphan is adopted twice", ORPHANS, "                .values(orphaned=time.time() + ATTENDED_SECONDS)",
            "                .values(orphaned=JOBS.c.orphaned)"),
     Mutant("a caller lost after the end is not found", ORPHANS, "func.coalesce(JOBS.c.finished, time.time())",
