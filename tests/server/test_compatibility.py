@@ -12,6 +12,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/fal-compatibility.md"
 VERDICTS = ("same", "different", "not offered")
 ROW = re.compile(r"^\| (?P<behaviour>.+?) \| (?P<here>[^|]+?) \| (?P<note>.*?) \|$")
+HEADERS = re.compile(r"(?:`x-[^`]+`(?:, | and )?)+", re.IGNORECASE)
+"""The headers that a row begins with, which it tells of."""
+
 ROUTE = re.compile(r"^`(?P<method>[A-Z]+) (?P<path>/\S*?)`")
 
 
@@ -59,6 +62,10 @@ def test_what_is_the_same_is_shown_by_a_test_and_what_is_not_says_why():
 def test_no_behaviour_is_told_twice():
     told = [(row["section"], row["behaviour"]) for row in rows()]
     assert sorted(set(told)) == sorted(told)
+    leads = [lead[0] for row in rows() if (lead := HEADERS.match(row["behaviour"]))]
+    headers = [name.lower() for lead in leads for name in re.findall(r"`(x-[\w-]+)", lead, re.IGNORECASE)]
+    assert len(headers) > 10
+    assert sorted(set(headers)) == sorted(headers)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,13 +22,15 @@ from server.settings import Settings
 from server.store import Store
 
 
-def asking(data: Path, check: Callable[[], Awaitable[None]]) -> httpx2.AsyncClient:
-    """A client of a node whose database and blobs are as `check` says."""
+async def none_waiting() -> int:
+    return 0
 
-    async def none_waiting() -> int:
-        return 0
 
-    store = cast("Store", SimpleNamespace(check=check, waiting=none_waiting))
+def asking(
+    data: Path, check: Callable[[], Awaitable[None]], *, waiting: Callable[[], Awaitable[int]] = none_waiting
+) -> httpx2.AsyncClient:
+    """A client of a node whose database and blobs are as `check` and `waiting` say."""
+    store = cast("Store", SimpleNamespace(check=check, waiting=waiting))
     blobs = cast("Blobs", SimpleNamespace(check=check))
     agent = cast("Agent", SimpleNamespace(state=ModelState("none"), draining=False, running=False))
     app = FastAPI()
@@ -102,3 +105,45 @@ async def test_a_storage_that_does_not_answer_is_told_so_and_a_caller_that_leave
         answered.set()
         await asyncio.sleep(health.KEEP_SECONDS)
         assert (await http.get("/health/ready")).status_code == 200
+
+
+async def healthy() -> None:
+    """Nothing ails."""
+
+
+async def test_however_many_ask_the_waiting_jobs_are_counted_once_a_second(tmp_path):
+    counts = []
+
+    async def slow() -> int:
+        counts.append(time.monotonic())
+        await asyncio.sleep(0.05)
+        return 7
+
+    async with asking(tmp_path, healthy, waiting=slow) as http:
+        answers = await asyncio.gather(*(http.get(f"/health{way}") for way in ("", "/ready") * 50))
+        answers += [await http.get("/health") for _ in range(20)]
+    assert {answer.json()["queue_length"] for answer in answers} == {7}
+    assert all(later - earlier >= health.KEEP_SECONDS for earlier, later in itertools.pairwise(counts))
+
+
+async def test_a_count_of_the_waiting_jobs_that_does_not_come_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "PATIENCE_SECONDS", 0.2)
+
+    async def never() -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    async with asking(tmp_path, healthy, waiting=never) as http:
+        answer = await asyncio.wait_for(http.get("/health/ready"), 30)
+    assert answer.status_code == 503
+    assert answer.json()["queue_length"] is None
+    assert answer.json()["error"].startswith("the database or the file store has not")
+
+
+async def test_a_disk_that_cannot_be_asked_for_its_room_is_told_and_the_waiting_jobs_too(tmp_path):
+    async with asking(tmp_path / "gone", healthy) as http:
+        answer = await http.get("/health/ready")
+    assert answer.status_code == 503
+    assert answer.json()["status"] == "storage_unavailable"
+    assert answer.json()["error"] == "files cannot be kept: No such file or directory"
+    assert answer.json()["queue_length"] == 0
