@@ -101,10 +101,11 @@ class Uploads:
 
         Raises: FalError.
         """
-        if await self._store.file(slot.file_id) is not None:
-            return
         query = select(PARTS.c.number, PARTS.c.sha256).where(PARTS.c.file_id == slot.file_id)
         rows = await self._store.read(lambda connection: connection.execute(query).all())
+        # why: parts are forgotten once the file is there; looked for in this order, one or the other is found
+        if await self._is_there(slot.file_id):
+            return
         known = {row.number: row.sha256 for row in rows}
         wanted = dict(parts)
         wrong = sorted(number for number, sha256 in wanted.items() if known.get(number) != sha256)
@@ -116,6 +117,9 @@ class Uploads:
                 try:
                     part = await self._blobs.local(_part_id(slot.file_id, number))
                 except FileNotFoundError as error:
+                    # why: another completion may have made the file meanwhile
+                    if await self._is_there(slot.file_id):
+                        return
                     # why: the node that took it in was killed before its bytes were kept
                     message = f"The upload cannot be completed: part {number} has to be sent again"
                     raise FalError(plain("bad_request", message)) from error
@@ -144,6 +148,16 @@ class Uploads:
             raise FalError(plain("bad_request", "This file was uploaded already, with other content"))
         await self._blobs.put(slot.file_id, path)
         return blob.sha256
+
+    async def _is_there(self, file_id: str) -> bool:
+        """Whether the file can be read: its row alone was written before its bytes."""
+        if await self._store.file(file_id) is None:
+            return False
+        try:
+            await self._blobs.local(file_id)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _file(self, slot: Slot, blob: Blob) -> StoredFile:
         now = time.time()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select, update
 
-from server.blobs import LocalBlobs
+from server.blobs import BlobsUnavailableError, LocalBlobs
 from server.errors import FalError
 from server.settings import Settings
 from server.sweeper import sweep
@@ -412,6 +412,47 @@ async def test_a_completed_upload_leaves_no_parts(parts, tmp_path):
     file = await store.file(slot.file_id)
     assert (file.size, file.key_id, file.job_id) == (20, "me", None)
     assert 8 < file.expires - file.created <= 9
+
+
+class FailingOnce(LocalBlobs):
+    """Blobs that fail at one call with one id."""
+
+    fails: tuple[str, str] | None = None
+
+    async def put(self, blob_id: str, source: Path) -> None:
+        self.meet("put", blob_id)
+        await super().put(blob_id, source)
+
+    async def delete(self, blob_id: str) -> None:
+        self.meet("delete", blob_id)
+        await super().delete(blob_id)
+
+    def meet(self, call: str, blob_id: str) -> None:
+        if self.fails == (call, blob_id):
+            self.fails = None
+            raise BlobsUnavailableError("503 Slow Down")
+
+
+@pytest.mark.parametrize(("call", "at"), [("put", "the file"), ("delete", "part 1"), ("delete", "part 2")])
+async def test_a_completion_that_failed_is_made_good_by_the_next(store, tmp_path, call, at):
+    blobs = FailingOnce(tmp_path / "blobs")
+    uploads = Uploads(Settings(data=tmp_path), store, blobs)
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    etags = [(n, await uploads.put_part(slot, n, one(bytes([n]) * 10))) for n in (1, 2)]
+    blobs.fails = call, slot.file_id if at == "the file" else _part_id(slot.file_id, int(at[-1]))
+    with pytest.raises(BlobsUnavailableError):
+        await uploads.complete(slot, etags)
+    await uploads.complete(slot, etags)
+    assert await blobs.read(slot.file_id) == bytes([1]) * 10 + bytes([2]) * 10
+
+
+async def test_of_two_completions_at_once_both_succeed(store, tmp_path):
+    blobs = FailingOnce(tmp_path / "blobs")
+    uploads = Uploads(Settings(data=tmp_path), store, blobs)
+    slot = new_slot("a", "image/png", key_id=None, keep_for=None)
+    etags = [(n, await uploads.put_part(slot, n, one(bytes([n]) * 10))) for n in range(1, 9)]
+    await asyncio.gather(*(uploads.complete(slot, etags) for _ in range(4)))
+    assert await blobs.read(slot.file_id) == b"".join(bytes([n]) * 10 for n in range(1, 9))
 
 
 async def test_a_part_whose_bytes_were_lost_with_their_node_has_to_be_sent_again(parts):
