@@ -114,6 +114,7 @@ def weights_of(
         ),
         connectors=_part(connectors, within=".transformer_1d_blocks.", itemsize=itemsize, copies=1, keep_fp8=keep_fp8),
         others=others,
+        fp8=keep_fp8 and any(stored.dtype == fp8.DTYPE for stored in transformer.values()),
     )
 
 

@@ -57,6 +57,8 @@ class Weights:
     connectors: Part
     others: Mapping[str, int]
     """Bytes of what always stays on the device."""
+    fp8: bool = False
+    """Whether Linears of the transformer are in fp8 whatever the residency: its file has them so."""
 
 
 PUBLISHED_WEIGHTS: Final = Weights(
@@ -93,7 +95,7 @@ RESIDENCIES: Final = (
     Residency("fp8-evict-text", transformer_fp8=True, text_waits=True),
     Residency("stream", text_waits=True, blocks_wait=True),
 )
-"""From most to least memory."""
+"""In the order of preference: by how little each slows a clip down. What takes less memory depends on the files."""
 
 
 def named(name: str) -> Residency:
@@ -117,6 +119,13 @@ def on_device(weights: Weights, residency: Residency) -> dict[str, int]:
     }
 
 
+def smaller(weights: Weights, residency: Residency) -> tuple[str, ...]:
+    """Names of the residencies that keep fewer bytes of `weights` on the device, from most to least."""
+    held = {other.name: sum(on_device(weights, other).values()) for other in RESIDENCIES}
+    fewer = (name for name, size in held.items() if size < held[residency.name])
+    return tuple(sorted(fewer, key=lambda name: -held[name]))
+
+
 def activations(
     plan: Plan, weights: Weights, *, passes_per_call: int, residency: Residency, size: TransformerSize = PUBLISHED
 ) -> dict[str, int]:
@@ -129,7 +138,7 @@ def activations(
     return {
         "text": _text(size.context_tokens, weights, residency),
         "image_encode": 182 * pixels + context + (latents if len(stages) > 1 else 0),
-        "denoise": _denoise(plan, passes_per_call, residency=residency, size=size),
+        "denoise": _denoise(plan, weights, passes_per_call=passes_per_call, residency=residency, size=size),
         **({"upsample": 8_384 * plan.latent_frames * cells + context} if len(stages) > 1 else {}),
         "sound": 1_731_000 * plan.audio_tokens + latents,
         "decode": plan.decoding.peak(plan.size, value_bytes=BFLOAT16),
@@ -167,31 +176,41 @@ def _written(weights: Weights, residency: Residency, *, beside: int, left: int |
     return "none", 0
 
 
-def _denoise(plan: Plan, passes_per_call: int, *, residency: Residency, size: TransformerSize) -> int:
+def _denoise(
+    plan: Plan, weights: Weights, *, passes_per_call: int, residency: Residency, size: TransformerSize
+) -> int:
     """Of the stage that takes most."""
     return max(
         _denoise_stage(
             plan.latent_frames * stage.height * stage.width,
             min(passes_per_call, len(stage.passes)),
             all_passes=len(stage.passes),
-            residency=residency,
+            file_fp8=weights.fp8,
+            fp8=weights.fp8 or residency.transformer_fp8,
             size=size,
         )
         for stage in plan.stages
     )
 
 
-def _denoise_stage(tokens: int, rows: int, *, all_passes: int, residency: Residency, size: TransformerSize) -> int:
-    """Seven times the video's tokens at the model's width in each pass of a call: the MLP, or attention with RoPE."""
+def _denoise_stage(
+    tokens: int, rows: int, *, all_passes: int, file_fp8: bool, fp8: bool, size: TransformerSize
+) -> int:
+    """Seven times the video's tokens at the model's width in each pass of a call: the MLP, or attention with RoPE.
+
+    With Linears in fp8 what the MLP's second one takes is the most of what it takes on any device.
+    """
     context = size.context_tokens * (size.video + size.audio) * BFLOAT16
     rope = tokens * (size.video + size.audio) * BFLOAT16
     states = 4 * tokens * size.channels * FLOAT32
     modulation = size.layers * 303_000
     widest = 4 * size.video**2
-    # where the device cannot multiply in eight bits, the MLP's second weight is float32 and bfloat16 for a moment
-    dequantised = widest * (FLOAT32 + BFLOAT16) if residency.transformer_fp8 else 0
+    # without eight-bit products, or scales for inputs, the weight is float32 and bfloat16 for a moment
+    dequantised = widest * (FLOAT32 + BFLOAT16) if fp8 else 0
     wide = rows * tokens * size.video * BFLOAT16
-    return 6 * wide + max(wide, dequantised) + (all_passes + 1) * context + rope + states + modulation
+    # with both, which the published files have, there is a copy of the input in eight bits: four times as many values
+    quantised = 2 * wide if file_fp8 else 0
+    return 6 * wide + max(wide + quantised, dequantised) + (all_passes + 1) * context + rope + states + modulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +248,7 @@ def needs(
     passes_per_call: int = 0,
     size: TransformerSize = PUBLISHED,
 ) -> Iterator[Need]:
-    """What each residency takes, from most to least memory, with what it leaves of `memory` made use of.
+    """What each residency takes, in the order of preference, with what it leaves of `memory` made use of.
 
     In that it decodes, and sends as many passes through the transformer at once as have room, but no more than
     `passes_per_call`, of which 0 is all.
@@ -245,7 +264,8 @@ def needs(
             (
                 count
                 for count in range(at_most, 1, -1)
-                if left is None or _denoise(plan, count, residency=residency, size=size) <= left
+                if left is None
+                or _denoise(plan, weights, passes_per_call=count, residency=residency, size=size) <= left
             ),
             1,
         )

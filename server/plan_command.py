@@ -184,7 +184,7 @@ def weights_of(recipe: Recipe) -> Weights:
         block=count * one.block,
     )
     others = {**published.others, **({"upsampler": memory.UPSAMPLER} if recipe.upsampler else {})}
-    return replace(published, transformer=transformer, others=others)
+    return replace(published, transformer=transformer, others=others, fp8=recipe.fp8_blocks > 0)
 
 
 def _request(args: argparse.Namespace, recipe: Recipe) -> GenerationRequest:

@@ -24,6 +24,8 @@ E4M3: Final = torch.float8_e4m3fn
 LARGEST: Final = torch.finfo(E4M3).max
 _ALIGNED: Final = 16
 """torch._scaled_mm takes matrices whose sides are multiples of this."""
+_AT_ONCE: Final = 2**23
+"""Values that are put into eight bits at a time: in float32, which that goes through, 34 MB."""
 _FIRST_CAPABILITY: Final = (8, 9)
 """Ada, the first generation of GPUs with fp8 arithmetic."""
 
@@ -79,8 +81,14 @@ def multiplies_in_fp8(x: Tensor, weight: Tensor) -> bool:
 
 
 def quantise(values: Tensor, scale: Tensor) -> Tensor:
-    """`values` over `scale` in e4m3. What lies outside its range is clamped: the bare cast would make it NaN."""
-    return (values.float() / scale).clamp(-LARGEST, LARGEST).to(E4M3)
+    """`values` over `scale` in e4m3. What lies outside its range is clamped: the bare cast would make it NaN.
+
+    Beside the result it takes memory for `_AT_ONCE` values in float32, however many there are.
+    """
+    quantised = torch.empty(values.shape, dtype=E4M3, device=values.device)
+    for part, into in zip(values.reshape(-1).split(_AT_ONCE), quantised.view(-1).split(_AT_ONCE), strict=True):
+        into.copy_(part.to(torch.float32, copy=True).div_(scale).clamp_(-LARGEST, LARGEST))
+    return quantised
 
 
 def dequantise(weight: Tensor, scale: Tensor, *, dtype: torch.dtype) -> Tensor:

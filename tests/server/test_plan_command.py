@@ -146,8 +146,10 @@ def test_a_recipe_in_fp8_takes_what_the_header_of_its_file_says(name, blocks):
         for published, shape in published_transformer().items()
     }
     checkpoint = Checkpoint(Path("a"), (), {}, {}, "2.3.0", False, tensors)
-    told = fitting.weights_of(checkpoint, NO_TEXT, upsampler=None, transformers=1, itemsize=2).transformer
-    planned = plan_command.weights_of(load(name)).transformer
+    weights = fitting.weights_of(checkpoint, NO_TEXT, upsampler=None, transformers=1, itemsize=2)
+    assert weights.fp8
+    assert plan_command.weights_of(load(name)).fp8
+    told, planned = weights.transformer, plan_command.weights_of(load(name)).transformer
     assert planned.whole == pytest.approx(told.whole, rel=0.001)
     assert planned.linears == pytest.approx(told.linears, rel=0.001)
     assert planned.blocks == pytest.approx(told.blocks, rel=0.001)

@@ -117,6 +117,16 @@ def test_values_beyond_the_range_are_clamped_and_never_nan():
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_many_values_are_put_into_fp8_as_one_by_one_and_left_as_they_were(dtype):
+    """More than go at a time, with some beyond the range."""
+    values = 9 * torch.randn(1025, 8192, generator=torch.Generator().manual_seed(0)).to(dtype)
+    scale, before = torch.tensor(0.0157), values.clone()
+    expected = (values.float() / scale).clamp(-fp8.LARGEST, fp8.LARGEST).to(fp8.E4M3)
+    assert torch.equal(fp8.quantise(values, scale).view(torch.uint8), expected.view(torch.uint8))
+    assert torch.equal(values, before)
+
+
 @pytest.mark.parametrize("strength", [0.5, -2.0])
 def test_a_lora_is_fused_onto_fp8_with_a_fresh_scale(tiny, checkpoint, transformer, strength):
     plain = load_component(checkpoint, "transformer", dtype=torch.float32, device="cpu", keep_fp8=False)
