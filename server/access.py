@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from server.keys import Key, Keys
 from server.roles import Target
 from server.schema import APP, ENDPOINT
-from server.tokens import Holder, Tokens
+from server.tokens import Tokens
 
 TOKENS_PATH = "/rest/tokens"
 JWKS_PATH = "/rest/.well-known/jwks.json"
@@ -44,39 +44,35 @@ class Access:
         """Whether this key is valid, or with None: whether nobody needs one. Uploads show tickets that name it."""
         return self.keyless if key_id is None else self.keys.get(key_id) is not None
 
-    def key(self, target: Target, headers: Mapping[str, str], query: str) -> Key | None:
-        """The key of who calls; None if none is needed.
+    def key(self, target: Target, headers: Mapping[str, str], query: str) -> tuple[Key | None, int | None]:
+        """The key of who calls, None if none is needed; and when the token ends by which they call, None without one.
 
         Raises: UnauthorizedError.
         """
         # why: the path is what chooses the route, whatever role the caller named
         closed = target.path.removeprefix("/").partition("/")[0] in CLOSED_ROLES
         if self.keyless or not closed or target.path == JWKS_PATH:
-            return None
+            return None, None
         credentials, token = _credentials(headers, query)
         if not token:
             raise UnauthorizedError(
                 f'Cannot access application "{APP}". Authentication is required to access this application.'
             )
-        key = self.keys.match(credentials) or self._of_token(target, token)
+        if (key := self.keys.match(credentials)) is not None:
+            return key, None
+        key, until = self._of_token(target, token)
         if key is None:
             raise UnauthorizedError("invalid key credentials")
-        return key
+        return key, until
 
-    def uploader(self, key_id: str | None, headers: Mapping[str, str], query: str) -> Holder:
-        """Who uploads by a request that was let in as `key_id`."""
-        credentials, text = _credentials(headers, query)
-        token = None if key_id is None or self.keys.match(credentials) else self.tokens.read(text)
-        return Holder(key_id, None if token is None else token.ends)
-
-    def _of_token(self, target: Target, text: str) -> Key | None:
+    def _of_token(self, target: Target, text: str) -> tuple[Key | None, int | None]:
         token = self.tokens.read(text)
         # why: a token that could get another one would never end
         if token is None or token.key_id is None or target.path.startswith(TOKENS_PATH):
-            return None
+            return None, None
         if APP_NAMES.isdisjoint(token.apps):
-            return None
-        return self.keys.get(token.key_id)
+            return None, None
+        return self.keys.get(token.key_id), token.ends
 
 
 def _credentials(headers: Mapping[str, str], query: str) -> tuple[str, str]:

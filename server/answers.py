@@ -12,6 +12,7 @@ from server.errors import Failure, FalError, plain
 from server.keys import Key
 from server.records import Job
 from server.roles import Caller
+from server.tokens import Holder
 
 
 def reply(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -49,6 +50,11 @@ def key_id_of(request: Request) -> str | None:
     """The id of the request's key; None while there are no keys."""
     key = key_of(request)
     return None if key is None else key.id
+
+
+def holder_of(request: Request) -> Holder:
+    """Who uploads by the request. Its token was read before its body, and may have ended meanwhile."""
+    return Holder(key_id_of(request), request.scope["until"])
 
 
 async def read_body(request: Request) -> bytes:

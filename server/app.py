@@ -151,7 +151,7 @@ class Edge:
             return
         query = scope["query_string"] if target.query is None else target.query.encode()
         try:
-            key = self._access.key(target, headers, query.decode("latin-1"))
+            key, until = self._access.key(target, headers, query.decode("latin-1"))
         except UnauthorizedError as error:
             answer = reply({"detail": str(error)}, status=401, headers={"www-authenticate": "Key"})
             await answer(scope, receive, send_with_common)
@@ -161,7 +161,7 @@ class Edge:
             await fail(failure)(scope, receive, send_with_common)
             return
         inner = {**scope, "path": target.path, "raw_path": target.path.encode(), "query_string": query}
-        inner |= {"caller": target.caller, "key": key}
+        inner |= {"caller": target.caller, "key": key, "until": until}
         await self._app(inner, bounded(receive, limit=limit), send_with_common)
 
     @staticmethod

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, ValidationError
 
 from server.access import Access
-from server.answers import caller, key_id_of, read_body, reply
+from server.answers import caller, holder_of, read_body, reply
 from server.errors import FalError, invalid, plain
 from server.terms import lifetime
 from server.tokens import Holder, Slot
@@ -39,7 +39,7 @@ def router(uploads: Uploads, access: Access) -> APIRouter:
 
     @routes.post("/rest/storage/auth/token")
     async def token(request: Request) -> Response:
-        text, ends = access.tokens.upload_token(_uploader(request))
+        text, ends = access.tokens.upload_token(holder_of(request))
         answer = {
             "token": text,
             "token_type": "Bearer",
@@ -55,7 +55,7 @@ def router(uploads: Uploads, access: Access) -> APIRouter:
             given = Announced.model_validate_json(await read_body(request))
         except ValidationError as error:
             raise FalError(invalid(error)) from error
-        holder = _uploader(request)
+        holder = holder_of(request)
         slot = new_slot(given.file_name, given.content_type, key_id=holder.key_id, keep_for=lifetime(request.headers))
         url, ticket = _url(request, slot), access.tokens.ticket(slot, until=holder.until)
         return reply({"upload_url": f"{url}?ticket={ticket}", "file_url": url})
@@ -106,9 +106,6 @@ def router(uploads: Uploads, access: Access) -> APIRouter:
             raise FalError(invalid(error)) from error
         await uploads.complete(slot, [(part.number, part.etag.strip('"')) for part in given.parts])
         return reply({"access_url": _url(request, slot)})
-
-    def _uploader(request: Request) -> Holder:
-        return access.uploader(key_id_of(request), request.headers, request.url.query)
 
     def _holder(request: Request) -> Holder:
         scheme, _, text = request.headers.get("authorization", "").partition(" ")

@@ -16,15 +16,21 @@ import fal_client
 import httpx2
 import jwt
 import pytest
+from fastapi import FastAPI
 
 from server import keys as keys_module
 from server.__main__ import main
 from server.access import Access, UnauthorizedError
+from server.app import Edge
 from server.database import open_database
 from server.keys import Keys, sender_of
 from server.roles import Caller, Role, Target
+from server.routes.uploads import router
+from server.settings import Settings
+from server.shared import Secrets
 from server.store import Store
 from server.tokens import Tokens
+from server.uploads import Uploads
 
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 APP = "fal-ai/ltx-2.3-quality"
@@ -173,7 +179,7 @@ def test_a_route_that_needs_a_key_needs_it_whatever_role_the_caller_named(role):
         with pytest.raises(UnauthorizedError):
             access.key(Target(caller, path), {}, "")
     for path in ("/health", "health", "", "*", "/files/queue/x"):
-        assert access.key(Target(caller, path), {}, "") is None
+        assert access.key(Target(caller, path), {}, "") == (None, None)
 
 
 def test_health_and_files_need_no_key(two, image):
@@ -305,6 +311,28 @@ def test_what_a_token_gets_for_uploads_ends_with_it(two):
             slot = it.http.post(f"/rest/storage/upload/{route}", json={}, headers=headers, params=params).json()
             assert claims_of(slot["upload_url"].partition("?ticket=")[2])["exp"] == ends
             assert it.http.put(slot["upload_url"], content=b"x").status_code == 200
+
+
+@pytest.mark.parametrize("route", ["initiate", "initiate-multipart"])
+async def test_what_a_token_gets_for_uploads_ends_with_it_also_if_that_is_while_the_body_comes_in(route):
+    secret, known = b"a" * 32, [b"a" * 32]
+    tokens = Tokens(cast("Secrets", SimpleNamespace(current=lambda _: secret, known=lambda _: known)))
+    key = SimpleNamespace(id="key")
+    keys = SimpleNamespace(any=True, refresh=lambda: asyncio.sleep(0), match=lambda _: None, get=lambda _: key)
+    access = Access(cast("Keys", keys), tokens, loopback=True)
+    inner = FastAPI()
+    inner.include_router(router(cast("Uploads", None), access))
+    edge = httpx2.ASGITransport(Edge(inner, Settings(), access))
+    text = tokens.token("key", apps=[APP], seconds=5)
+
+    async def body():
+        yield b"{"
+        known.clear()
+        yield b"}"
+
+    async with httpx2.AsyncClient(transport=edge, base_url="http://localhost", headers=as_key(text)) as http:
+        slot = (await http.post(f"/rest/storage/upload/{route}", content=body())).json()
+    assert claims_of(slot["upload_url"].partition("?ticket=")[2])["exp"] == claims_of(text)["exp"]
 
 
 def test_what_a_key_gets_for_uploads_lasts_for_an_hour_and_a_day(two):
