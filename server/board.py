@@ -21,7 +21,8 @@ class Board:
     def __init__(self, store: Store, bell: Bell) -> None:
         self._store = store
         self._bell = bell
-        self._lookups: dict[tuple[str, bool, str], asyncio.Task[Status | None]] = {}
+        # why: there is no end of names to call the server by, so that only the last one is kept of each job
+        self._lookups: dict[tuple[str, bool], tuple[str, asyncio.Task[Status | None]]] = {}
         self._rings = bell.rings
         self._since = time.monotonic()
 
@@ -33,10 +34,11 @@ class Board:
         if self._bell.rings != self._rings or now - self._since > KEEP_SECONDS:
             # why: a lookup that began before the ring may have seen what was before
             self._lookups, self._rings, self._since = {}, self._bell.rings, now
-        lookups, wanted = self._lookups, (job_id, logs, base)
-        lookup = lookups.get(wanted)
-        if lookup is None:
-            lookup = lookups[wanted] = asyncio.create_task(self._read(job_id, logs=logs, base=base))
+        lookups, wanted = self._lookups, (job_id, logs)
+        known, lookup = lookups.get(wanted, (None, None))
+        if lookup is None or known != base:
+            lookup = asyncio.create_task(self._read(job_id, logs=logs, base=base))
+            lookups[wanted] = base, lookup
         try:
             # why: one caller who goes away must not take the answer from the others
             status = await asyncio.shield(lookup)

@@ -4,8 +4,9 @@ By `x-fal-target-url` (what the JavaScript client sends through `proxyUrl`), els
 here), else by the first segment of the path; a bare path is `run`. Each role's routes stand under `/{role}` inside.
 """
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from server.schema import APP, ENDPOINT
@@ -28,6 +29,9 @@ HOSTS: dict[str, Role] = {
 PREFIXES: dict[str, Role] = {"run": "run", "queue": "queue", "rest": "rest", "cdn": "cdn"}
 SITE = ("health", "metrics", "files", "docs", "models", "api")
 PROXY_PATH = "/api/fal/proxy"
+
+# why: it stands in answers and is kept with them, so nothing is taken that is no name or is longer than one
+HOST: Final = re.compile(r"(?:\[(?P<v6>[\w.:%-]{1,100})\]|(?P<name>[\w.-]{0,253}))(?::[0-9]{0,5})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def resolve(*, scheme: str, host: str, path: str, target_url: str | None) -> Tar
     if target_url is not None:
         try:
             url = urlsplit(target_url)
-            role = HOSTS.get(url.hostname or "")
+            role = HOSTS.get(hostname(url.netloc))
         except ValueError as error:
             raise NotFalError(target_url) from error
         if role is None or url.scheme != "https":
@@ -85,11 +89,9 @@ def resolve(*, scheme: str, host: str, path: str, target_url: str | None) -> Tar
 
 
 def hostname(host: str) -> str:
-    """The name in a Host header, without the port; empty if there is none."""
-    try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
-    except ValueError:
-        return ""
+    """The name in a Host header, without the port; empty if there is none, or it is not of the form of a host."""
+    found = HOST.fullmatch(host)
+    return "" if found is None else (found["v6"] or found["name"] or "").lower()
 
 
 def _target(role: Role, path: str, *, base: str, origin: str, query: str | None = None) -> Target:

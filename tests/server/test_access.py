@@ -15,6 +15,8 @@ APP = "fal-ai/ltx-2.3-quality"
         {"sec-fetch-site": "cross-site"},
         {"host": "evil.example"},
         {"host": "evil.example:8000", "origin": "http://evil.example:8000"},
+        {"host": "127.0.0.1:" + 60_000 * "1"},
+        {"host": "a@127.0.0.1"},
     ],
 )
 def test_another_page_may_not_drive_the_server(server, headers):

@@ -66,6 +66,13 @@ async def test_callers_under_two_names_of_the_server_get_links_to_their_own():
         assert (await told(board, base=base))["status_url"].startswith(f"{base}/")
 
 
+async def test_a_status_is_kept_once_however_many_names_the_server_is_called_by():
+    board = Board(Counted(), Bell())
+    for n in range(100):
+        await told(board, base=f"http://{n}.localhost")
+    assert len(board._lookups) == 1
+
+
 async def test_a_change_is_seen_by_the_next_look():
     store, bell = Counted(), Bell()
     board = Board(store, bell)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.roles import HOSTS, SITE, NotFalError, resolve
+from server.roles import HOSTS, SITE, NotFalError, hostname, resolve
 from server.schema import APP, ENDPOINT
 
 RUN = f"/{ENDPOINT}"
@@ -110,3 +110,45 @@ def test_addresses_begin_with_the_scheme_and_the_name_that_the_client_used(host)
 def test_a_target_that_is_none_of_fals_is_refused(url):
     with pytest.raises(NotFalError):
         target("/api/fal/proxy", target_url=url)
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost", "localhost"),
+        ("LocalHost:8000", "localhost"),
+        ("localhost:", "localhost"),
+        ("my_box-1.lan:65535", "my_box-1.lan"),
+        ("127.0.0.1:80", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("[FE80::1%eth0]:8000", "fe80::1%eth0"),
+        ("", ""),
+    ],
+)
+def test_a_host_is_a_name_or_an_address_and_perhaps_a_port(host, name):
+    assert hostname(host) == name
+
+
+NO_AUTHORITIES = [
+    "{}:" + 60_000 * "1",
+    "{}:000080",
+    "{}:8x",
+    "{}:-1",
+    "{}:\u0661",
+    "a@{}",
+    "a b.{}",
+    254 * "a" + ".{}",
+    "[{}",
+]
+NO_HOSTS = [*NO_AUTHORITIES, "{}/a", "{}?a", "{}#a", "{}\n"]
+
+
+@pytest.mark.parametrize("form", NO_HOSTS, ids=lambda form: ascii(form[:12]))
+def test_what_is_no_host_has_no_name(form):
+    assert hostname(form.format("localhost")) == ""
+
+
+@pytest.mark.parametrize("form", NO_AUTHORITIES, ids=lambda form: ascii(form[:12]))
+def test_a_target_whose_host_is_none_is_refused(form):
+    with pytest.raises(NotFalError):
+        target("/api/fal/proxy", target_url=f"https://{form.format('fal.run')}/")
