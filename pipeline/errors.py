@@ -96,7 +96,7 @@ class NoRoomError(GenerationError):
 
 
 class OutOfMemoryError(GenerationError):
-    """The device ran out of memory. Context: offers, clips that take half of it; of loading: residency, that tried."""
+    """The device ran out of memory. Context: offers, clips that take half of it; of loading: `smaller` residencies."""
 
 
 class StorageError(GenerationError):

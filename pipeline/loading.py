@@ -16,7 +16,7 @@ from torch import nn
 from pipeline import fitting, safety, selftest, text
 from pipeline.device import work_on
 from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
-from pipeline.memory import Need, Residency, Writer, needs
+from pipeline.memory import Need, Residency, Writer, needs, smaller
 from pipeline.recipe import Recipe
 from pipeline.residency import move, stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
 from pipeline.safety import Safety
@@ -165,7 +165,7 @@ def load(
         )
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
-            f"the models do not fit with residency {home.name!r}: {error}", context={"residency": home.name}
+            f"the models do not fit with residency {home.name!r}: {error}", context={"smaller": smaller(taken, home)}
         ) from error
     except WeightsFileError as error:
         fix = "" if error.fix else f". To mend it: {recipe.setup}"
@@ -195,6 +195,7 @@ def load(
             device=str(place),
             seconds=seconds,
             residency=home.name,
+            smaller=smaller(taken, home),
         ),
         text_encoder=text_encoder,
         contexts=contexts,

@@ -7,7 +7,10 @@ from typing import Final, Literal
 VideoQuality = Literal["low", "medium", "high", "maximum"]
 WriteMode = Literal["fast", "balanced", "small"]
 RESIDENCIES: Final = ("resident", "evict-text", "fp8", "fp8-evict-text", "stream")
-"""What of a model stays on the device while it denoises, from most to least."""
+"""What of a model stays on the device while it denoises, in the order of preference: by how little each slows it.
+
+Which of them keeps less on the device depends on the files.
+"""
 
 DEFAULT_NEGATIVE_PROMPT: Final = (
     "color distortion, overexposure, static, blurry details, subtitles, style, artwork, painting, frame, still, "
@@ -104,5 +107,7 @@ class LoadedModel:
     """Time it took to load."""
     residency: str = "resident"
     """One of RESIDENCIES."""
+    smaller: tuple[str, ...] = ()
+    """Those that keep less of this recipe's models on the device, from most to least."""
     device_bytes: int = 0
     """As in Progress, once loaded."""

@@ -169,6 +169,9 @@ def _build(kind: Any, value: Any) -> Any:
     if origin is dict:
         _, inner = get_args(kind)
         return {str(key): _build(inner, item) for key, item in value.items()}
+    if origin is tuple and type(value) is list:
+        inner, _ = get_args(kind)
+        return tuple(_build(inner, item) for item in value)
     if kind is Path:
         return Path(value)
     if kind is float and type(value) is int:

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.types import RESIDENCIES, LoadedModel
+from pipeline.types import LoadedModel
 from pipeline.wire import Failed, Ready
 from server.child import Child, ChildLostError, Command
 from server.metrics import Metrics
@@ -86,7 +86,7 @@ class Model:
 
     def smaller_residency(self) -> str | None:
         """The next residency that needs less memory than the loaded one, or None."""
-        return _next(self.state.model.residency if self.state.model is not None else self.residency)
+        return next(iter(self.state.model.smaller), None) if self.state.model is not None else None
 
     async def kill(self, why: str) -> None:
         """Ends the process now; `why` is what the start of the next one counts as."""
@@ -100,19 +100,20 @@ class Model:
             await self._child.stop()
 
     async def _start_smaller(self, residency: str) -> Child | None:
-        """A new process, once it is ready, with `residency`, or where memory runs out with the first below that loads.
+        """A new process, once it is ready, with `residency`, or where memory runs out the first smaller that loads.
 
         Raises: ChildLostError, OSError.
         """
-        wanted = residency
+        left: list[str] = []
         while True:
             started = await self._start(residency)
             if not isinstance(started, Failed):
                 return started
-            tried = str(started.context.get("residency", residency))
-            smaller = _next(tried) if started.kind == "OutOfMemoryError" or residency != wanted else None
-            if smaller is None:
+            if started.kind == "OutOfMemoryError":
+                left = list(started.context.get("smaller", left))
+            if not left:
                 raise ChildLostError(f"said {started.kind}", detail=started.message)
+            smaller = left.pop(0)
             log.warning("%s: %s; the next process has residency %s", started.kind, started.message, smaller)
             await self.kill("out of memory")
             if residency == self.residency:
@@ -171,9 +172,3 @@ class Model:
                 await self._stopping.wait()
         except TimeoutError:
             return
-
-
-def _next(residency: str) -> str | None:
-    """The residency that needs less memory than `residency`; None if there is none, or it is not known which."""
-    later = RESIDENCIES[RESIDENCIES.index(residency) + 1 :] if residency in RESIDENCIES else ()
-    return later[0] if later else None

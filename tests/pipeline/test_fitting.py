@@ -11,6 +11,7 @@ from pipeline.flops import PUBLISHED
 from pipeline.plan import make_plan
 from pipeline.trace import Trace
 from pipeline.types import GenerationRequest, Size
+from server.plan_command import weights_of
 
 TINY = replace(
     recipe.load("demo"),
@@ -116,6 +117,24 @@ def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
     assert less != "resident"
     with pytest.raises(OperatorError, match=r"needs .* GB of memory, and the device has 0\.0 GB"):
         loading.load(TINY, models=tiny, device="cpu", memory=10_000)
+
+
+@pytest.mark.parametrize("name", ["quality", "quality-fp8"])
+def test_a_model_tells_the_residencies_that_keep_less_on_the_device_for_its_files(name):
+    weights = weights_of(recipe.load(name))
+    held = {home.name: sum(memory.on_device(weights, home).values()) for home in memory.RESIDENCIES}
+    for home in memory.RESIDENCIES:
+        below = memory.smaller(weights, home)
+        assert set(below) == {other for other, size in held.items() if size < held[home.name]}
+        assert sorted(below, key=held.get, reverse=True) == list(below)
+    told = memory.smaller(weights, memory.named("evict-text"))
+    assert told == (*(() if name == "quality-fp8" else ("fp8",)), "fp8-evict-text", "stream")
+
+
+def test_a_loaded_model_tells_which_residencies_are_smaller(tiny):
+    told = loading.load(TINY, models=tiny, device="cpu", residency="evict-text").model.smaller
+    assert told == memory.smaller(_weights(tiny), memory.named("evict-text"))
+    assert told[-1] == "stream"
 
 
 def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):

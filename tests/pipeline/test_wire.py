@@ -49,7 +49,7 @@ MESSAGES: list[Message] = [
     Generate(REQUEST, Path("out.mp4")),
     Cancel(),
     Stop(),
-    Ready(LoadedModel("demo", "demo weights", True, "cpu", 1.5)),
+    Ready(LoadedModel("demo", "demo weights", True, "cpu", 1.5, "resident", ("evict-text", "stream"))),
     Progress("denoise", 3, 15, eta=2.5),
     Progress("plan", 1, 1, message="size snapped"),
     Done(Generated(Path("out.mp4"), "p", 7, Size(512, 288), 121, 24.0, True, {"denoise": 1.0})),

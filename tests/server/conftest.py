@@ -77,7 +77,7 @@ Launch = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
 def _fake_command(
-    data: Path, clip: Path, *, load_seconds: float = 0.0, least: str = "resident"
+    data: Path, clip: Path, *, load_seconds: float = 0.0, least: str = "resident", order: str = ""
 ) -> Callable[[int], list[str]]:
     return lambda fd: [
         sys.executable,
@@ -91,6 +91,7 @@ def _fake_command(
         f"--clip={clip}",
         f"--load-seconds={load_seconds}",
         f"--least={least}",
+        *([f"--order={order}"] if order else []),
     ]
 
 

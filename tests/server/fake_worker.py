@@ -7,7 +7,7 @@ broken: any other exception. cuda: that of a CUDA error.
 unsafe: a ContentError. huge: an OverBudgetError. A word log:TEXT is sent as a message of progress.
 oom: no memory with the first residency; oom-always: with any. large: no room but with the last residency; too-large:
 nor with that. disk-full: ENOSPC while it writes. segfault: in step 2.
-Loading runs out of memory with every residency before --least.
+Loading runs out of memory with every residency before --least in --order, which is from most to least memory.
 What it makes is a copy of the file --clip.
 """
 
@@ -46,16 +46,18 @@ def main() -> int:
     parser.add_argument("--residency", default="auto")
     parser.add_argument("--load-seconds", type=float, default=0.0)
     parser.add_argument("--least", choices=RESIDENCIES, default=RESIDENCIES[0])
+    parser.add_argument("--order", type=lambda names: tuple(names.split(",")), default=RESIDENCIES)
     args = parser.parse_args()
     protect()
     connection = socket.socket(fileno=args.fd)
     time.sleep(args.load_seconds)
     residency = RESIDENCIES[0] if args.residency == "auto" else args.residency
-    if RESIDENCIES.index(residency) < RESIDENCIES.index(args.least):
-        error = OutOfMemoryError("no memory to load", context={"residency": residency})
+    smaller = args.order[args.order.index(residency) + 1 :]
+    if args.least in smaller:
+        error = OutOfMemoryError("no memory to load", context={"smaller": smaller})
         connection.sendall(pack(failed(error)))
         return 70
-    model = LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds, residency)
+    model = LoadedModel("fake", "fake weights", True, "cpu", args.load_seconds, residency, smaller)
     connection.sendall(pack(Ready(model)))
     return work(connection, lambda job: make(job, args.marker, args.clip, residency=residency))
 

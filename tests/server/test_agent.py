@@ -233,6 +233,25 @@ def test_a_model_too_large_to_load_is_loaded_with_a_smaller_residency_which_stay
         assert starts(it) == 5
 
 
+OF_AN_FP8_FILE = "resident,fp8,evict-text,fp8-evict-text,stream"
+"""From most to least memory: with fp8 the text encoder stays, and the transformer is hardly smaller than it was."""
+
+
+def test_the_next_residency_after_one_that_ran_out_of_memory_takes_less_of_it(launch, fake_command, image):
+    with launch(command=fake_command(order=OF_AN_FP8_FILE), residency="evict-text") as it:
+        job = it.submit(prompt="oom-always", image_url=image)
+        told = [line["message"] for line in it.wait(job)["logs"]]
+        assert any(line.endswith("tried again with residency fp8-evict-text") for line in told), told
+
+
+def test_a_model_too_large_to_load_is_loaded_with_less_at_each_try(launch, fake_command, image):
+    with launch(command=fake_command(order=OF_AN_FP8_FILE, least="stream"), residency="evict-text") as it:
+        assert it.run(prompt="a", image_url=image).status_code == 200
+        assert it.http.get("/health").json()["model"]["residency"] == "stream"
+        # evict-text, fp8-evict-text, stream
+        assert starts(it) == 3
+
+
 async def test_a_model_that_does_not_load_three_times_ends_the_server_and_leaves_the_jobs(tmp_path, image):
     settings = Settings(data=tmp_path, port=0, tls_port=0)
     program = [sys.executable, "-c", "raise SystemExit('no such weights')"]
