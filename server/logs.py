@@ -14,6 +14,8 @@ from server.settings import LogFormat
 QUIET: Final = ("uvicorn", "httpx2", "httpcore2", "alembic", "obstore")
 """Libraries whose warnings are enough: at their usual level they tell every URL that is asked for."""
 
+UPGRADES: Final = ("Unsupported upgrade request", "No supported WebSocket library")
+
 
 def set_up_logs(form: LogFormat) -> None:
     """Sends all that is logged to standard error.
@@ -41,6 +43,8 @@ def set_up_logs(form: LogFormat) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *shown],
         )
     )
+    # why: uvicorn warns of each handshake of a WebSocket, which any caller can send and no route speaks
+    handler.addFilter(lambda record: not record.getMessage().startswith(UPGRADES))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)

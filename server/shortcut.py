@@ -1,7 +1,7 @@
 """The status of a job, answered ahead of the routes: callers ask for it more often than for all else together.
 
-Finding a route and calling it costs more than all the rest of such an answer. Who may ask was settled before, and what
-goes wrong is worded after, by the same route.
+Finding a route and calling it costs more than all the rest of such an answer. Who may ask was settled before. What
+goes wrong is worded by the app, as for all else: it is handed on as `FAULT` of the scope, and the route raises it.
 """
 
 import re
@@ -10,14 +10,15 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.database import StoreUnavailableError
-from server.jobs import JobNotFoundError, Jobs
+from server.jobs import Jobs
 from server.keys import Key
 from server.roles import Caller
 from server.schema import APP, ENDPOINT
 from server.statuses import wants_logs
 
 STATUS_PATH: Final = re.compile(rf"/queue/(?:{re.escape(APP)}|{re.escape(ENDPOINT)})/requests/([^/]+)/status")
+
+FAULT: Final = "ltxd.fault"
 
 
 class Shortcut:
@@ -33,9 +34,9 @@ class Shortcut:
         if job_id is not None:
             try:
                 answer = await answer_status(self._jobs, scope, job_id)
-            except (JobNotFoundError, StoreUnavailableError):
-                # why: nothing was sent yet, and the route that finds the same knows how to say it
-                pass
+            except Exception as error:  # noqa: BLE001 -- the route raises it again
+                # why: nothing was sent yet, and to look again would take as long again to fail
+                scope = {**scope, FAULT: error}
             else:
                 await answer(scope, receive, send)
                 return
@@ -45,8 +46,10 @@ class Shortcut:
 async def answer_status(jobs: Jobs, scope: Scope, job_id: str) -> Response:
     """The status of the job, for a caller whom the edge let pass.
 
-    Raises: JobNotFoundError, StoreUnavailableError.
+    Raises: JobNotFoundError, StoreUnavailableError; what the shortcut met, if it did.
     """
+    if FAULT in scope:
+        raise scope[FAULT]
     caller: Caller = scope["caller"]
     key: Key | None = scope["key"]
     key_id = None if key is None else key.id

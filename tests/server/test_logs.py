@@ -1,5 +1,6 @@
 """What is nowhere in the log, and what in a database's error would be."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from server.__main__ import main
 from server.database import open_database
 from server.jobs import freeze
+from server.logs import set_up_logs
 from server.schema import ImageToVideoInput
 from server.store import Store
 
@@ -20,6 +22,18 @@ SERVE_FAKE = Path(__file__).with_name("serve_fake.py")
 ENDPOINT = "fal-ai/ltx-2.3-quality/image-to-video"
 SECRET = "zanzibar"  # noqa: S105 no password, a word to look for
 """A word of every prompt and URL below."""
+
+
+def test_the_handshake_of_a_websocket_is_answered_without_a_word_in_the_log(launch, capsys):
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    with launch() as server:
+        set_up_logs("json")
+        logging.getLogger("uvicorn.error").warning("another warning")
+        assert server.http.get(f"/{ENDPOINT}/realtime", headers=upgrade).status_code == 404
+    told = capsys.readouterr().err
+    assert "another warning" in told
+    assert "upgrade" not in told
+    assert "WebSocket" not in told
 
 
 def test_no_prompt_url_or_key_is_logged(tmp_path, image, clip, capsys):
