@@ -10,20 +10,23 @@ from pathlib import Path
 from cryptography import x509
 
 from server.covered import covered_names
-from server.database import open_database
+from server.database import Database, open_database
 from server.settings import Settings
 from server.shared import Name, Secrets
 from server.signing import make_signing_key
-from server.tls import Certificate, authority_of, certificate_in, ensure_certificate, permitting
+from server.tls import Certificate, certificate_in, ensure_certificate, left_authority, new_authority, permitting
+
+MAKERS: Mapping[Name, Callable[[], bytes]] = {
+    "authority": new_authority,
+    "webhook-signing-key": make_signing_key,
+    "token-secret": partial(random.token_bytes, 32),
+}
 
 
-def makers(data: Path) -> Mapping[Name, Callable[[], bytes]]:
-    """How each secret of the nodes is made; `data` may hold what an earlier version made."""
-    return {
-        "authority": partial(authority_of, data),
-        "webhook-signing-key": make_signing_key,
-        "token-secret": partial(random.token_bytes, 32),
-    }
+def secrets_in(database: Database, data: Path) -> Secrets:
+    """The secrets in the store, of which the folder `data` may hold what an earlier version made."""
+    authority = left_authority(data)
+    return Secrets(database, MAKERS, left={} if authority is None else {"authority": authority})
 
 
 async def node_certificate(settings: Settings, secrets: Secrets) -> Certificate:
@@ -47,7 +50,7 @@ async def client_certificate(settings: Settings) -> Certificate:
         return found
     database = await asyncio.to_thread(open_database, settings.data, url=settings.database_url)
     try:
-        secrets = Secrets(database, makers(settings.data))
+        secrets = secrets_in(database, settings.data)
         await secrets.load()
         return await node_certificate(settings, secrets)
     finally:

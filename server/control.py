@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from server.certificates import makers
+from server.certificates import secrets_in
 from server.database import open_database
 from server.keys import Keys
 from server.settings import Settings
@@ -104,7 +104,7 @@ async def ask_or_do(settings: Settings, asked: Mapping[str, Any]) -> dict[str, A
     except NoServerError:
         database = open_database(settings.data, url=settings.database_url)
     try:
-        secrets = Secrets(database, makers(settings.data))
+        secrets = secrets_in(database, settings.data)
         await secrets.load()
         return await perform(Keys(database), secrets, asked)
     finally:

@@ -9,18 +9,24 @@ from pathlib import Path
 
 from server.settings import Settings
 
-SECRETS: Mapping[str, tuple[str, str]] = {
+SECRETS: Mapping[str, tuple[str, str, str]] = {
     "webhooks": (
         "webhook-signing-key",
-        "From now on /.well-known/jwks.json has both keys; webhooks are signed by the new one",
+        "From now on /.well-known/jwks.json has both keys; webhooks are signed by the new one from {when} on.",
+        "From {when} on webhooks are signed by the new key. Who keeps the old list believes none for up to a day.",
     ),
     "tokens": (
         "token-secret",
-        "Tokens and upload addresses that are out stay good for their time; new ones are signed anew",
+        "Tokens and upload addresses that are out stay good for their time; new ones are signed anew from {when} on.",
+        "From {when} on all tokens and upload addresses that are out are void; on other nodes in half a minute.",
     ),
-    "authority": ("authority", "Start every node again now, give its clients tls/ca.pem anew, and start it again"),
+    "authority": (
+        "authority",
+        "Start every node again now, give its clients tls/ca.pem anew, and start it again from {when} on.",
+        "The new authority is of {when}. Start every node again now, and give its clients tls/ca.pem for the old one.",
+    ),
 }
-"""What a secret is called here: its name in the store, and what is said of when it is used."""
+"""What a secret is called here: its name in the store, and what is said of its end: in due course, and at once."""
 
 
 def add_commands(secrets: argparse.ArgumentParser, build: Callable[[argparse.Namespace], Settings]) -> None:
@@ -40,7 +46,7 @@ def _rotate(which: str, settings: Settings, *, at_once: bool) -> int:
     from server.control import ask_or_do
     from server.database import StoreError
 
-    name, meaning = SECRETS[which]
+    name, in_time, now = SECRETS[which]
     try:
         answer = asyncio.run(ask_or_do(settings, {"do": "rotate", "name": name, "at_once": at_once}))
     except (StoreError, OSError) as error:
@@ -49,5 +55,5 @@ def _rotate(which: str, settings: Settings, *, at_once: bool) -> int:
         sys.stderr.write(f"ltxd: {answer['error']}\n")
         return 1
     when = dt.datetime.fromtimestamp(answer["since"], dt.UTC).isoformat(sep=" ", timespec="minutes")
-    sys.stdout.write(f"{meaning} from {when} on.\n")
+    sys.stdout.write(f"{(now if at_once else in_time).format(when=when)}\n")
     return 0

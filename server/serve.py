@@ -20,7 +20,7 @@ from server.agent import Agent
 from server.app import create_app
 from server.bell import Bell
 from server.blobs import Blobs, LocalBlobs
-from server.certificates import makers, node_certificate
+from server.certificates import node_certificate, secrets_in
 from server.child import Command
 from server.control import listening
 from server.database import open_database, own
@@ -31,7 +31,6 @@ from server.media import Media
 from server.metrics import Metrics
 from server.orphans import Orphans
 from server.settings import Settings
-from server.shared import Secrets
 from server.signing import Signer
 from server.store import Store
 from server.sweeper import keep_clean, watch
@@ -92,7 +91,7 @@ async def serve(
         try:
             keys = Keys(database)
             await keys.load()
-            secrets = Secrets(database, makers(settings.data))
+            secrets = secrets_in(database, settings.data)
             await secrets.load()
             access = _access(settings, keys, Tokens(secrets))
             signer = Signer(secrets)

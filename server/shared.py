@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from server.database import Database, StoreError
@@ -24,9 +24,16 @@ NAMES: tuple[Name, ...] = get_args(Name)
 
 DAY = 86_400.0
 REFRESH_SECONDS = 30.0
-# why: those who check webhooks keep the published keys for up to a day (fal's documentation, page "Webhooks"), and
-# clients on other machines must be given an authority by hand; a token is only read by nodes
-LEAD: Mapping[Name, float] = {"authority": DAY, "webhook-signing-key": DAY, "token-secret": 2 * REFRESH_SECONDS}
+JWKS_SECONDS = 3600
+"""How long a cache between may keep the published keys."""
+# why: those who check webhooks keep the published keys for up to a day (fal's documentation, page "Webhooks"), and may
+# have got them from a cache that asked a node which had not read the new one; clients on other machines must be given
+# an authority by hand; a token is only read by nodes
+LEAD: Mapping[Name, float] = {
+    "authority": DAY,
+    "webhook-signing-key": DAY + JWKS_SECONDS + 2 * REFRESH_SECONDS,
+    "token-secret": 2 * REFRESH_SECONDS,
+}
 KEPT_SECONDS = DAY
 """How long a generation is known after the next has begun: no upload ticket lives longer."""
 
@@ -42,11 +49,14 @@ class Generation:
 
 
 class Secrets:
-    """The secrets in the store, as last read. `make` makes a first or a next one."""
+    """The secrets in the store, as last read. `make` makes one; `left` holds what may be a first one, never a next."""
 
-    def __init__(self, database: Database, make: Mapping[Name, Callable[[], bytes]]) -> None:
+    def __init__(
+        self, database: Database, make: Mapping[Name, Callable[[], bytes]], *, left: Mapping[Name, bytes]
+    ) -> None:
         self._database = database
         self._make = make
+        self._left = left
         self._generations: dict[Name, list[Generation]] = {}
 
     async def load(self) -> None:
@@ -84,6 +94,7 @@ class Secrets:
         made = self._make[name]()
 
         def work(connection: Connection) -> None:
+            _alone(connection)
             begins = [generation.since for generation in _read(connection)[name]]
             current = max(at for at in begins if at <= now)
             oldest = current if current < now - KEPT_SECONDS else 0.0
@@ -100,6 +111,7 @@ class Secrets:
         """Changes every generation of a secret in the store by `change`, where that makes a difference."""
 
         def work(connection: Connection) -> None:
+            _alone(connection)
             for generation in _read(connection)[name]:
                 changed = change(generation.value)
                 if changed != generation.value:
@@ -111,7 +123,7 @@ class Secrets:
             await self.load()
 
     async def _first(self, name: Name) -> dict[Name, list[Generation]]:
-        made = self._make[name]()
+        made = self._left[name] if name in self._left else self._make[name]()
         try:
             await self._database.write(
                 lambda connection: connection.execute(insert(SECRETS), {"name": name, "value": made})
@@ -119,6 +131,13 @@ class Secrets:
         except IntegrityError:
             log.debug("another node was faster to make the secret %s", name)
         return await self._database.read(_read)
+
+
+def _alone(connection: Connection) -> None:
+    """Waits until no other node is changing secrets, and keeps them from it until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        # why: locked rows would not do, for the next one would not see what was inserted meanwhile
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(SECRETS.name))))
 
 
 def _read(connection: Connection) -> dict[Name, list[Generation]]:

@@ -52,11 +52,16 @@ def certificate_in(data: Path) -> Certificate:
     return Certificate(folder / "server.pem", folder / "server.key", folder / "ca.pem", folder / "bundle.pem")
 
 
-def authority_of(data: Path) -> bytes:
-    """The authority that an earlier version left in the folder `data`, else a new one: key and certificate as PEM."""
+def left_authority(data: Path) -> bytes | None:
+    """The authority that an earlier version left in the folder `data`, if one did: key and certificate as PEM."""
     key, certificate = data / "tls" / "ca.key", data / "tls" / "ca.pem"
-    if key.exists() and certificate.exists():
-        return key.read_bytes() + certificate.read_bytes()
+    if not (key.exists() and certificate.exists()):
+        return None
+    return key.read_bytes() + certificate.read_bytes()
+
+
+def new_authority() -> bytes:
+    """A new authority: key and certificate as PEM."""
     signer = ec.generate_private_key(ec.SECP256R1())
     return _pem(signer) + _public(_authority(signer, _allowed()))
 

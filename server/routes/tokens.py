@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field, ValidationError
 from server.access import JWKS_PATH, TOKENS_PATH, Access
 from server.answers import key_id_of, read_body, reply
 from server.errors import FalError, invalid
+from server.shared import JWKS_SECONDS
 from server.signing import Signer
-
-JWKS_SECONDS = 3600
 
 
 class TokenInput(BaseModel):

@@ -2,7 +2,10 @@
 
 import asyncio
 import base64
+import contextlib
 import itertools
+import re
+import threading
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -11,7 +14,7 @@ from sqlalchemy import select, update
 
 from server.__main__ import main
 from server.control import ask
-from server.shared import DAY, LEAD, Secrets
+from server.shared import DAY, LEAD, REFRESH_SECONDS, Secrets
 from server.signing import Signer, make_signing_key
 from server.tables import SECRETS
 from server.tokens import Holder, Tokens
@@ -30,7 +33,7 @@ def node(database):
     }
 
     async def start() -> Secrets:
-        it = Secrets(database, make)
+        it = Secrets(database, make, left={})
         await it.load()
         return it
 
@@ -56,16 +59,14 @@ async def test_a_secret_is_made_once_for_all_nodes(node):
     assert (await node()).known("token-secret") == [found[0].current("token-secret")]
 
 
-async def test_a_new_key_of_webhooks_is_published_for_a_day_before_it_signs_and_the_old_one_for_a_day_after(
-    node, database
-):
+async def test_a_new_key_of_webhooks_is_published_before_it_signs_and_the_old_one_for_a_day_after(node, database):
     one, two = await node(), await node()
     old = one.current("webhook-signing-key")
-    assert LEAD["webhook-signing-key"] == DAY
     await one.rotate("webhook-signing-key", at_once=False)
     await two.load()
     _, new = two.known("webhook-signing-key")
-    steps = [(DAY - 60, old, [old, new]), (120, new, [old, new]), (DAY - 120, new, [old, new]), (120, new, [new])]
+    lead = LEAD["webhook-signing-key"]
+    steps = [(lead - 60, old, [old, new]), (120, new, [old, new]), (DAY - 120, new, [old, new]), (120, new, [new])]
     for seconds, signs, published in steps:
         await pass_time(database, seconds)
         for it in (one, two):
@@ -88,9 +89,15 @@ async def test_a_webhook_is_checked_by_the_published_keys_at_every_time_of_a_cha
     assert signed_by() == [True]
     await secrets.rotate("webhook-signing-key", at_once=False)
     assert signed_by() == [True, False]
-    await pass_time(database, DAY)
+    await pass_time(database, LEAD["webhook-signing-key"])
     await secrets.load()
     assert signed_by() == [False, True]
+
+
+def test_a_new_key_of_webhooks_signs_when_every_list_without_it_is_too_old_to_be_kept(server):
+    kept = re.search(r"max-age=(\d+)", server.http.get(JWKS).headers["cache-control"])
+    # a node that has just not read the new key, then a cache, then a verifier for its day
+    assert LEAD["webhook-signing-key"] >= REFRESH_SECONDS + int(kept[1]) + DAY
 
 
 def is_signature(x: str, signature: str, message: bytes) -> bool:
@@ -144,6 +151,36 @@ async def test_a_secret_that_waits_for_its_time_gives_way_to_a_newer_one_and_old
     assert first not in rows
 
 
+async def test_of_two_changes_of_a_secret_at_once_none_is_lost(node):
+    both = threading.Barrier(2)
+
+    def adding(word: bytes):
+        def change(value: bytes) -> bytes:
+            if threading.current_thread() is not threading.main_thread():
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    both.wait(1)
+            return value if word in value else value + word
+
+        return change
+
+    one, two = await node(), await node()
+    await asyncio.gather(one.amend("authority", adding(b" one")), two.amend("authority", adding(b" two")))
+    found = (await node()).current("authority")
+    assert b" one" in found
+    assert b" two" in found
+
+
+async def test_however_many_turn_over_a_secret_at_the_same_time_one_generation_waits_for_its_time(node):
+    nodes = [await node() for _ in range(8)]
+    first = nodes[0].current("token-secret")
+    await asyncio.gather(*(it.rotate("token-secret", at_once=False) for it in nodes))
+    kept, waits = (await node()).known("token-secret")
+    assert kept == first
+    await asyncio.gather(*(it.rotate("token-secret", at_once=True) for it in nodes))
+    (now,) = (await node()).known("token-secret")
+    assert now not in (kept, waits)
+
+
 def test_the_command_turns_over_the_key_of_a_running_server_at_once_and_of_one_that_does_not_run(launch, capsys):
     with launch() as it:
         (old,) = it.http.get(JWKS).json()["keys"]
@@ -154,6 +191,9 @@ def test_the_command_turns_over_the_key_of_a_running_server_at_once_and_of_one_t
         assert published[0] == old
         assert len(published) == 2
     assert main(["secrets", "rotate", "webhooks", "--at-once", data]) == 0
+    said = capsys.readouterr().out
+    assert "both keys" not in said
+    assert "believes none for up to a day" in said
     with launch() as it:
         (new,) = it.http.get(JWKS).json()["keys"]
         assert new not in published
@@ -169,8 +209,12 @@ def test_a_token_of_a_running_server_is_void_once_its_secret_is_turned_over_at_o
         url, headers = "/queue/fal-ai/ltx-2.3-quality/requests/x/status", {"authorization": f"Key {token}"}
         assert it.http.get(url, headers=headers).status_code == 404
         assert main(["secrets", "rotate", "tokens", data]) == 0
+        assert "stay good" in capsys.readouterr().out
         assert it.http.get(url, headers=headers).status_code == 404
         assert main(["secrets", "rotate", "tokens", "--at-once", data]) == 0
+        said = capsys.readouterr().out
+        assert "stay good" not in said
+        assert "are void" in said
         assert it.http.get(url, headers=headers).status_code == 401
 
 

@@ -10,7 +10,15 @@ from cryptography import x509
 from server.__main__ import main
 from server.covered import ALWAYS, covered_names
 from server.settings import Settings
-from server.tls import Certificate, authority_of, certificate_in, ensure_certificate, permitting, ssl_context
+from server.tls import (
+    Certificate,
+    certificate_in,
+    ensure_certificate,
+    left_authority,
+    new_authority,
+    permitting,
+    ssl_context,
+)
 
 
 def sign(data, authority: bytes, *, names=ALWAYS, known=()) -> Certificate:
@@ -20,7 +28,7 @@ def sign(data, authority: bytes, *, names=ALWAYS, known=()) -> Certificate:
 
 def make(data) -> Certificate:
     """A certificate in `data`, by an authority of its own."""
-    return sign(data, authority_of(data))
+    return sign(data, new_authority())
 
 
 def free_port() -> int:
@@ -58,7 +66,7 @@ def test_the_authority_may_sign_for_no_other_domain(tmp_path):
 
 
 async def test_the_authority_signs_for_addresses_of_private_networks_and_no_others(tmp_path):
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     for number, (address, good) in enumerate([("192.168.7.7", True), ("fd00::7", True), ("198.51.100.7", False)]):
         found = sign(tmp_path / str(number), authority, names=[*ALWAYS, address])
         if good:
@@ -69,7 +77,7 @@ async def test_the_authority_signs_for_addresses_of_private_networks_and_no_othe
 
 
 async def test_an_authority_that_is_told_a_name_signs_for_it_with_the_key_it_had(tmp_path):
-    first = authority_of(tmp_path)
+    first = new_authority()
     names = [*ALWAYS, "studio.example", "198.51.100.7"]
     told = permitting(first, names=names)
     assert told.partition(b"-----BEGIN CERTIFICATE")[0] == first.partition(b"-----BEGIN CERTIFICATE")[0]
@@ -82,7 +90,7 @@ async def test_an_authority_that_is_told_a_name_signs_for_it_with_the_key_it_had
 
 
 def test_a_certificate_is_made_anew_when_the_server_is_called_otherwise_and_the_authority_stays(tmp_path):
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     one = sign(tmp_path, authority)
     before, trusted = one.certificate.read_bytes(), one.authority.read_bytes()
     assert sign(tmp_path, authority, names=[*ALWAYS, "10.1.2.3"]).certificate.read_bytes() != before
@@ -90,7 +98,7 @@ def test_a_certificate_is_made_anew_when_the_server_is_called_otherwise_and_the_
 
 
 async def test_while_an_authority_is_turned_over_clients_that_trust_both_never_notice(tmp_path):
-    old, new = authority_of(tmp_path), authority_of(tmp_path)
+    old, new = new_authority(), new_authority()
     alone = tmp_path / "old.pem"
     alone.write_bytes(sign(tmp_path, old).authority.read_bytes())
     during = sign(tmp_path, old, known=[old, new])
@@ -130,7 +138,7 @@ def test_a_server_that_listens_on_all_addresses_is_called_by_those_in_private_ne
 
 
 def test_keys_are_for_the_owner_alone_and_are_made_once(tmp_path):
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     before = sign(tmp_path, authority).certificate.read_bytes()
     keys = list((tmp_path / "tls").glob("*.key"))
     assert [path.name for path in keys] == ["server.key"]
@@ -139,7 +147,7 @@ def test_keys_are_for_the_owner_alone_and_are_made_once(tmp_path):
 
 
 def test_a_lost_certificate_is_made_again_by_the_same_authority(tmp_path):
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     first = sign(tmp_path, authority)
     public = first.authority.read_bytes()
     first.certificate.unlink()
@@ -149,7 +157,7 @@ def test_a_lost_certificate_is_made_again_by_the_same_authority(tmp_path):
 
 
 def test_two_nodes_have_certificates_of_their_own_by_one_authority(tmp_path):
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     one, two = (sign(tmp_path / name, authority) for name in ("one", "two"))
     assert one.authority.read_bytes() == two.authority.read_bytes()
     assert one.certificate.read_bytes() != two.certificate.read_bytes()
@@ -157,25 +165,46 @@ def test_two_nodes_have_certificates_of_their_own_by_one_authority(tmp_path):
 
 def test_a_certificate_by_another_authority_is_made_anew(tmp_path):
     old = make(tmp_path).certificate.read_bytes()
-    authority = authority_of(tmp_path)
+    authority = new_authority()
     again = sign(tmp_path, authority)
     assert again.certificate.read_bytes() != old
     assert again.authority.read_bytes() in authority
 
 
-def test_the_authority_of_an_earlier_version_goes_on_in_the_store(launch, tmp_path):
-    data = tmp_path / "data"
+def leave_authority(data) -> bytes:
+    """What an earlier version left in the folder `data`; gives the public half."""
+    head, dashes, tail = new_authority().partition(b"-----BEGIN CERTIFICATE")
     folder = data / "tls"
     folder.mkdir(parents=True)
-    made = authority_of(data)
-    head, dashes, tail = made.partition(b"-----BEGIN CERTIFICATE")
     (folder / "ca.key").write_bytes(head)
     (folder / "ca.pem").write_bytes(dashes + tail)
-    assert authority_of(data) == made
+    assert left_authority(data) == head + dashes + tail
+    return dashes + tail
+
+
+def test_the_authority_of_an_earlier_version_goes_on_in_the_store(launch, tmp_path):
+    data = tmp_path / "data"
+    left = leave_authority(data)
     for _ in range(2):
         with launch(tls_port=free_port()) as it:
-            assert certificate_in(it.settings.data).authority.read_bytes() == dashes + tail
-    assert not (folder / "ca.key").exists()
+            assert certificate_in(it.settings.data).authority.read_bytes() == left
+    assert not (data / "tls/ca.key").exists()
+
+
+def test_the_authority_of_an_earlier_version_does_not_come_back_when_it_is_turned_over(launch, tmp_path, capsys):
+    data = tmp_path / "data"
+    left = leave_authority(data)
+    assert main(["secrets", "rotate", "authority", f"--data={data}"]) == 0
+    with launch(tls_port=free_port()) as it:
+        found = certificate_in(it.settings.data).authority
+        old, new = x509.load_pem_x509_certificates(found.read_bytes())
+        assert old == x509.load_pem_x509_certificate(left)
+        assert new.public_key() != old.public_key()
+    assert main(["secrets", "rotate", "authority", "--at-once", f"--data={data}"]) == 0
+    assert "ca.pem for the old one" in capsys.readouterr().out
+    with launch(tls_port=free_port()):
+        (now,) = x509.load_pem_x509_certificates(found.read_bytes())
+        assert now.public_key() not in (old.public_key(), new.public_key())
 
 
 def test_the_bundle_holds_the_public_authorities_too(tmp_path):
