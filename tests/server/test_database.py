@@ -3,13 +3,15 @@ import multiprocessing
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from psycopg.errors import DeadlockDetected
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, MetaData, create_engine, insert, select, text
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import OperationalError
 
 from server.database import StoreError, StoreUnavailableError, open_database, own
@@ -70,6 +72,54 @@ async def test_jobs_of_the_first_version_are_taken_over(tmp_path):
     database = open_database(tmp_path)
     assert (await Store(database).claim("me", lease=60)).payload == b"{}"
     await database.close()
+
+
+VALUES = {int: 1, float: 1.5, str: "x", bytes: b"\0x"}
+
+
+def rows(connection: Connection) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables that the database has, but its version."""
+    tables = MetaData()
+    tables.reflect(connection)
+    return {
+        name: [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+        for name, table in tables.tables.items()
+        if name != "alembic_version"
+    }
+
+
+def fill(connection: Connection) -> None:
+    """Writes a row with a value in every column into every table, and a second job without a payload."""
+    tables = MetaData()
+    tables.reflect(connection)
+    full = {
+        name: {column.name: VALUES[column.type.python_type] for column in table.columns}
+        for name, table in tables.tables.items()
+        if name != "alembic_version"
+    }
+    for name, row in full.items():
+        connection.execute(insert(tables.tables[name]).values(row))
+    connection.execute(insert(tables.tables["jobs"]).values(full["jobs"] | {"seq": 2, "id": "y", "payload": None}))
+
+
+@pytest.mark.parametrize("version", ["0001", "0002", "0003"])
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.full)])
+async def test_no_value_of_an_older_version_is_lost(version, kind, tmp_path, request):
+    url = request.getfixturevalue("postgres")() if kind == "postgres" else ""
+    place = make_url(url).set(drivername="postgresql+psycopg") if url else f"sqlite:///{tmp_path / 'ltxd.sqlite3'}"
+    engine = create_engine(place)
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), version)
+        fill(connection)
+        before = rows(connection)
+    engine.dispose()
+    database = open_database(tmp_path, url=url)
+    after = await database.read(rows)
+    await database.close()
+    assert len(before["jobs"]) == 2
+    for name, olds in before.items():
+        kept = [{column: new[column] for column in old} for old, new in zip(olds, after[name], strict=True)]
+        assert kept == olds, name
 
 
 async def test_a_database_of_a_newer_version_is_refused(tmp_path):
