@@ -100,17 +100,16 @@ def load(
 ) -> Pipeline:
     """Loads what `recipe` names from the folder `models`.
 
-    `device` "auto" is CUDA where there is one, and becomes this thread's current device; `dtype` "auto" is bfloat16
-    there and float32 on the CPU. Weights that the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype`
-    without. `residency` "auto" is the first that fits `memory` bytes, by default what the CUDA device has; on the CPU
-    there is no bound.
+    `device` "auto" is CUDA where there is one, and becomes this thread's current device; for `dtype` see `dtype_on`.
+    Weights that the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without. `residency` "auto" is the
+    first that fits `memory` bytes, by default what the CUDA device has; on the CPU there is no bound.
     Of the passes, as many as fit `memory` go through the transformer at once, at most `passes_per_call` if not 0.
-    Raises: WeightsError if a file is missing or does not fit; OperatorError if the residency cannot be had;
+    Raises: WeightsError if a file is missing or does not fit; OperatorError if residency or dtype cannot be had;
     OutOfMemoryError if the device runs out of memory nevertheless.
     """
     began = time.monotonic()
     place = work_on(device)
-    kind = _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if dtype == "auto" else dtype]
+    kind = dtype_on(place, dtype)
     if place.type == "cuda" and (broken := selftest.failures(place, kind)):
         raise OperatorError(f"{place} or its driver computes wrongly: {'; '.join(broken)}. See ltxd selftest")
     if memory is None and place.type == "cuda":
@@ -202,6 +201,17 @@ def load(
         passes_per_call=passes_per_call,
         **parts,
     )
+
+
+def dtype_on(place: torch.device, name: str) -> torch.dtype:
+    """The dtype called `name` if models can be in it on `place`; for "auto" bfloat16 on a GPU, float32 on the CPU.
+
+    Raises: OperatorError.
+    """
+    if name == "float32" and place.type == "cuda":
+        # why: activations are reckoned in bfloat16 when it is told what fits
+        raise OperatorError("float32 is for the CPU: on a GPU it is bfloat16. Use --dtype auto, or --device cpu")
+    return _DTYPES[("float32" if place.type == "cpu" else "bfloat16") if name == "auto" else name]
 
 
 def _transformer(

@@ -5,10 +5,11 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pipeline import loading
 from pipeline import recipe as recipes
-from pipeline.errors import WeightsError
+from pipeline.errors import OperatorError, WeightsError
 from weights import stamp
 
 NAME = "ltx-2.3-tiny.safetensors"
@@ -41,3 +42,12 @@ def test_a_touched_file_is_answered_with_the_command_that_takes_its_sum(tiny, tm
 def test_a_lora_in_the_place_of_the_checkpoint_ends_the_start(tiny, recipe):
     with pytest.raises(WeightsError, match=r"distilled-lora\.safetensors: found metadata without `config`"):
         loading.load(replace(recipe, checkpoint="ltx-2.3-tiny-distilled-lora.safetensors"), models=tiny)
+
+
+def test_float32_is_refused_on_a_gpu_where_memory_is_reckoned_in_bfloat16():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    with pytest.raises(OperatorError, match=r"float32 is for the CPU: .* Use --dtype auto"):
+        loading.dtype_on(gpu, "float32")
+    assert [loading.dtype_on(gpu, name) for name in ("auto", "bfloat16")] == [torch.bfloat16] * 2
+    assert [loading.dtype_on(cpu, name) for name in ("auto", "float32")] == [torch.float32] * 2
+    assert loading.dtype_on(cpu, "bfloat16") is torch.bfloat16

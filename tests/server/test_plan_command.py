@@ -165,14 +165,15 @@ def dtype_of(name, shape, blocks):
     return "F8_E4M3" if in_fp8 else "BF16"
 
 
-@pytest.mark.parametrize(
-    ("gpu", "taken"), [("rtx-4090", "stream"), ("rtx-5090", "fp8-evict-text"), ("l40s", "evict-text")]
-)
-def test_a_recipe_in_fp8_fits_what_the_page_says(capsys, gpu, taken):
-    _, out = printed(capsys, "--recipe", "quality-fp8", "--gpu", gpu)
-    [line] = [line for line in out.out.splitlines() if line.endswith("| taken |")]
-    assert line.startswith(f"| {taken} |")
-    assert f"| {gpu} | `{taken}` |" in PAGE.read_text()
+@pytest.mark.parametrize("gpu", ["rtx-4090", "rtx-5090", "a100-40", "l40s", "a100-80"])
+def test_a_file_in_fp8_and_one_in_bf16_fit_as_the_page_says(capsys, gpu):
+    taken = {}
+    for recipe in ("quality", "quality-fp8", "distilled-fp8"):
+        _, out = printed(capsys, "--recipe", recipe, "--gpu", gpu)
+        [line] = [line for line in out.out.splitlines() if line.endswith("| taken |")]
+        taken[recipe] = line.split("|")[1].strip()
+    assert taken["quality-fp8"] == taken["distilled-fp8"]
+    assert f"| {gpu} | `{taken['quality']}` | `{taken['quality-fp8']}` |" in PAGE.read_text()
 
 
 def test_planning_loads_no_torch():
