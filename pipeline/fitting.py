@@ -130,24 +130,31 @@ def size_of(checkpoint: Checkpoint) -> TransformerSize:
     )
 
 
-def choose(name: str, needed: Iterable[Need], *, room: int | None) -> Need:
+def choose(name: str, needed: Iterable[Need], *, room: int | None, clip: Plan | None = None) -> Need:
     """What the residency called `name` needs; for "auto" what the first needs that fits.
 
-    Units: `room` bytes, None standing for no bound.
+    `needed` is for `clip`, by default the recipe's ordinary one. Units: `room` bytes, None standing for no bound.
     Raises: OperatorError if what is asked for, or anything at all, does not fit.
     """
     needed = tuple(needed)
-    if name != "auto":
-        needed = tuple(need for need in needed if need.residency.name == name)
-    fitting = [need for need in needed if room is None or need.fits(room)]
-    if not fitting:
-        least = min(need.peak for need in needed) + memory.RESERVE
-        raise OperatorError(
-            f"the recipe's ordinary clip needs {_gb(least)} of memory"
-            f"{'' if name == 'auto' else f' with residency {name!r}'}, and the device has {_gb(room or 0)}: "
-            "use LTX_RESIDENCY=auto, another recipe, or a larger device; see ltxd plan"
-        )
-    return fitting[0]
+    asked = [need for need in needed if name in {"auto", need.residency.name}]
+    if room is None:
+        return asked[0]
+    if (fitting := memory.chosen(iter(asked), memory=room)) is not None:
+        return fitting
+    other = memory.chosen(iter(needed), memory=room)
+    ways = (
+        *(() if other is None else (f"LTX_RESIDENCY={other.residency.name}",)),
+        *(() if clip is None else ("a smaller or shorter clip",)),
+        "another recipe or a larger device",
+    )
+    made = "the recipe's ordinary clip" if clip is None else _clip(clip)
+    least = min(need.peak for need in asked) + memory.RESERVE
+    raise OperatorError(
+        f"{made} needs {_gb(least)} of memory"
+        f"{'' if name == 'auto' else f' with residency {name!r}'}, and the device has {_gb(room)}: "
+        f"use {', '.join(ways)}; see ltxd plan"
+    )
 
 
 def ordinary(recipe: Recipe) -> Plan:

@@ -51,34 +51,22 @@ def generate(
         yield Progress("plan", 1, 1, message="made with demo weights: they know camera moves and nothing else")
 
     watch = Watch(pipeline.safety, asked=request.check_safety, num_frames=plan.num_frames)
-    yield from watch.begin()
-    yield from watch.prompt(request.prompt)
-    if request.image is not None:
-        yield from watch.image(request.image)
-    yield Progress("safety", 1, 1)
-
-    words = request.prompt
-    if request.expand_prompt:
-        began = time.monotonic()
-        engine, here = pipeline.recipe.expansion, pipeline.writer_here
-        if engine == "gemma" and here is None:
-            engine = "template"
-            reason = f"with residency {pipeline.model.residency!r} it stays on the host here"
-            yield Progress("expand", 1, 1, message=f"gemma writes no prompt: {reason}")
-        with here() if engine == "gemma" and here is not None else contextlib.nullcontext():
-            words = yield from expansion.expand(
-                words,
-                engine=engine,
-                write=functools.partial(gemma.write, pipeline.text_encoder),
-                image=request.image,
-                seed=request.seed,
-            )
-        seconds["expand"] = time.monotonic() - began
-        yield from watch.prompt(words)
-    yield Progress("expand", 1, 1)
-    if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
-        yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
     try:
+        yield from watch.begin()
+        yield from watch.prompt(request.prompt)
+        if request.image is not None:
+            yield from watch.image(request.image)
+        yield Progress("safety", 1, 1)
+
+        words = request.prompt
+        if request.expand_prompt:
+            began = time.monotonic()
+            words = yield from _expanded(pipeline, request)
+            seconds["expand"] = time.monotonic() - began
+            yield from watch.prompt(words)
+        yield Progress("expand", 1, 1)
+        if unread := text.surplus(words, text_encoder=pipeline.text_encoder):
+            yield Progress("expand", 1, 1, message=f"the prompt is too long: its last {unread} tokens are not read")
         with _timed(seconds, "text_encode"):
             negative = any("uncond" in stage.passes for stage in plan.stages)
             positive_context = _context(pipeline, words)
@@ -134,6 +122,33 @@ def generate(
         has_audio=plan.has_audio,
         seconds=seconds,
     )
+
+
+def _expanded(pipeline: Pipeline, request: GenerationRequest) -> Generator[Progress, None, str]:
+    """The prompt made of the request's words; by the template where Gemma cannot come to the device to write it."""
+    engine, here, reason = pipeline.recipe.expansion, pipeline.writer_here, ""
+    with contextlib.ExitStack() as visit:
+        if engine == "gemma" and here is None:
+            reason = f"with residency {pipeline.model.residency!r} it stays on the host here"
+        elif engine == "gemma" and here is not None:
+            try:
+                visit.enter_context(here())
+            except torch.OutOfMemoryError as error:
+                # why: the clip can be made without it
+                log.warning("gemma found no room on the device", exc_info=error)
+                reason = "others leave it no room on the device now"
+        if reason:
+            engine = "template"
+            yield Progress("expand", 1, 1, message=f"gemma writes no prompt: {reason}")
+        return (
+            yield from expansion.expand(
+                request.prompt,
+                engine=engine,
+                write=functools.partial(gemma.write, pipeline.text_encoder),
+                image=request.image,
+                seed=request.seed,
+            )
+        )
 
 
 def _stages(

@@ -17,6 +17,7 @@ from pipeline import fitting, safety, selftest, text
 from pipeline.device import work_on
 from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from pipeline.memory import Need, Residency, Writer, needs, smaller
+from pipeline.plan import Plan
 from pipeline.recipe import Recipe
 from pipeline.residency import move, stream_blocks, to_fp8, visiting_connectors, visiting_text_encoder
 from pipeline.safety import Safety
@@ -71,6 +72,7 @@ def start(
     residency: str = "auto",
     keep_fp8: bool = True,
     passes_per_call: int = 0,
+    clip: Plan | None = None,
 ) -> Pipeline:
     """What `recipe` names, as `load` has it, and the safety checker, as `safety.load` has it. Raises: as `load`."""
     return replace(
@@ -82,6 +84,7 @@ def start(
             residency=residency,
             keep_fp8=keep_fp8,
             passes_per_call=passes_per_call,
+            clip=clip,
         ),
         safety=safety.load(classifier=classifier, threshold=threshold, forced=forced),
     )
@@ -96,13 +99,15 @@ def load(
     residency: str = "auto",
     keep_fp8: bool = True,
     passes_per_call: int = 0,
+    clip: Plan | None = None,
     memory: int | None = None,
 ) -> Pipeline:
     """Loads what `recipe` names from the folder `models`.
 
     `device` "auto" is CUDA where there is one, and becomes this thread's current device; for `dtype` see `dtype_on`.
     Weights that the checkpoint has in fp8 stay so with `keep_fp8`, and take `dtype` without. `residency` "auto" is the
-    first that fits `memory` bytes, by default what the CUDA device has; on the CPU there is no bound.
+    first with which `clip`, by default the recipe's ordinary one, fits `memory` bytes, by default what the CUDA device
+    has; on the CPU there is no bound.
     Of the passes, as many as fit `memory` go through the transformer at once, at most `passes_per_call` if not 0.
     Raises: WeightsError if a file is missing or does not fit; OperatorError if residency or dtype cannot be had;
     OutOfMemoryError if the device runs out of memory nevertheless.
@@ -133,8 +138,10 @@ def load(
             keep_fp8=keep_fp8,
         )
         size = fitting.size_of(checkpoint)
-        needed = needs(fitting.ordinary(recipe), taken, memory=memory, passes_per_call=passes_per_call, size=size)
-        need = fitting.choose(residency, needed, room=memory)
+        needed = needs(
+            clip or fitting.ordinary(recipe), taken, memory=memory, passes_per_call=passes_per_call, size=size
+        )
+        need = fitting.choose(residency, needed, room=memory, clip=clip)
         home = need.residency
         transformers = {
             strength: _transformer(
@@ -162,6 +169,15 @@ def load(
         text_encoder, reader_here, parts["writer_here"] = _text_encoder(
             models / recipe.text_encoder, dtype=kind, place=place, need=need, others=others
         )
+
+        def encode(prompt: str) -> Context:
+            with reader_here():
+                states = text.read(prompt, text_encoder=text_encoder)
+            with connectors_here():
+                return text.context(states, connectors=connectors)
+
+        contexts = text.Contexts(encode)
+        contexts.keep(DEFAULT_NEGATIVE_PROMPT)
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(
             f"the models do not fit with residency {home.name!r}: {error}", context={"smaller": smaller(taken, home)}
@@ -174,14 +190,6 @@ def load(
             memory=memory, weights=taken, residency=home, size=size, passes_per_call=passes_per_call
         )
 
-    def encode(prompt: str) -> Context:
-        with reader_here():
-            states = text.read(prompt, text_encoder=text_encoder)
-        with connectors_here():
-            return text.context(states, connectors=connectors)
-
-    contexts = text.Contexts(encode)
-    contexts.keep(DEFAULT_NEGATIVE_PROMPT)
     name = "demo weights" if checkpoint.is_demo else f"LTX-{checkpoint.model_version}"
     seconds = time.monotonic() - began
     log.info("recipe %s: %s from %s on %s in %.1f s", recipe.name, name, checkpoint.path.name, place, seconds)

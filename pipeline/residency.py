@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import OutOfMemoryError
 from pipeline.memory import LARGE, SLOTS
 from weights import fp8
 
@@ -189,14 +190,11 @@ class Visitor:
     @contextlib.contextmanager
     def by_turns(self) -> Iterator[None]:
         """Brings over what its blocks need beside them, and lets them come each in its turn."""
-        with _brought(self._along, self._device):
+        with _brought(self._along, self._device), contextlib.ExitStack() as opened:
             for streamed in self._lists:
+                opened.callback(streamed.close)
                 streamed.open()
-            try:
-                yield
-            finally:
-                for streamed in self._lists:
-                    streamed.close()
+            yield
 
     @contextlib.contextmanager
     def whole(self, *, instead_of: Sequence[nn.Module] = ()) -> Iterator[None]:
@@ -208,29 +206,39 @@ class Visitor:
 
 @contextlib.contextmanager
 def _aside(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
-    """Keeps modules on the host, in memory that is not pinned: pinning so much would take longer than the copy."""
-    for module in modules:
-        move(module, torch.device("cpu"))
+    """Keeps modules on the host, in memory that is not pinned: pinning so much would take longer than the copy.
+
+    Raises: OutOfMemoryError if there is no room to come back to. They are then of no use to anyone.
+    """
     try:
+        for module in modules:
+            move(module, torch.device("cpu"))
         yield
     finally:
-        for module in modules:
-            move(module, device)
+        try:
+            for module in modules:
+                move(module, device)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(
+                f"what made room for the text encoder finds none to come back to: {error}"
+            ) from error
 
 
 @contextlib.contextmanager
 def _brought(places: Sequence[_Place], device: torch.device) -> Iterator[None]:
     """Lets modules see their tensors on `device`. Tied weights are one tensor on both sides."""
     moved: dict[tuple[int, torch.Size], Tensor] = {}
-    for place in places:
-        key = _identity(place.host)
-        if key not in moved:
-            moved[key] = place.host.to(device, non_blocking=True)
-        place.put(moved[key])
-    moved.clear()
     try:
+        for place in places:
+            key = _identity(place.host)
+            if key not in moved:
+                moved[key] = place.host.to(device, non_blocking=True)
+            place.put(moved[key])
+        moved.clear()
         yield
     finally:
+        # an error holds this frame, and others may need the memory to come back
+        moved.clear()
         for place in places:
             place.put(place.host)
 

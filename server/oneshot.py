@@ -154,7 +154,8 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
     if args.lora_strength is not None:
         stages = tuple(replace(stage, lora_strength=args.lora_strength) for stage in recipe.stages)
         recipe = replace(recipe, stages=stages)
-    make_plan(request, recipe)  # a request that cannot be planned is told before the model is loaded
+    # a request that cannot be planned is told before the model is loaded, and the model is loaded such that it fits
+    planned = make_plan(request, recipe)
     pipeline = loading.start(
         recipe,
         models=settings.models,
@@ -166,6 +167,7 @@ def _generate(request: GenerationRequest, args: argparse.Namespace, settings: Se
         classifier=settings.safety_classifier,
         threshold=settings.safety_threshold,
         forced=settings.force_safety_checker,
+        clip=planned,
     )
     plan = make_plan(request, recipe, decode_memory=generate.decode_memory(pipeline.model.device))
     record = trace.discard if args.trace is None else trace.Trace()

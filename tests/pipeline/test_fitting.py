@@ -1,4 +1,5 @@
 import bisect
+import contextlib
 import re
 from dataclasses import replace
 
@@ -67,12 +68,16 @@ def test_fp8_changes_numbers_a_little(tiny, tmp_path):
     assert 0 < ((found - expected).norm() / expected.norm()).item() < 0.2
 
 
-def written(tiny, folder, **options):
+ASKS_GEMMA = replace(TINY, expansion="gemma")
+
+
+def written(tiny, folder, *, here=None, **options):
     """What Gemma, or the template in its place, makes of the words, and the notes on it in the job's log."""
-    asks = replace(TINY, expansion="gemma")
-    pipeline = loading.load(asks, models=tiny, device="cpu", **options)
+    pipeline = loading.load(ASKS_GEMMA, models=tiny, device="cpu", **options)
+    if here is not None:
+        pipeline = replace(pipeline, writer_here=here)
     request = replace(REQUEST, expand_prompt=True)
-    clip = generate.generate(pipeline, request, make_plan(request, asks), output=folder / "out.mp4")
+    clip = generate.generate(pipeline, request, make_plan(request, ASKS_GEMMA), output=folder / "out.mp4")
     notes = []
     while True:
         try:
@@ -109,6 +114,33 @@ def test_with_stream_the_template_writes_and_the_log_says_so(tiny, tmp_path):
     ]
 
 
+@contextlib.contextmanager
+def no_room():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+    yield
+
+
+@contextlib.contextmanager
+def no_way_back():
+    yield
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_where_gemma_finds_no_room_the_clip_is_made_without_it_and_the_log_says_so(tiny, tmp_path):
+    _, prompt, notes = written(tiny, tmp_path, here=no_room, residency="evict-text")
+    assert prompt.startswith("a red kite.")
+    assert notes == [
+        "gemma writes no prompt: others leave it no room on the device now",
+        "prompt written by template: fixed clauses, no language model",
+    ]
+    assert (tmp_path / "out.mp4").exists()
+
+
+def test_memory_that_runs_out_when_gemma_leaves_is_told_like_any_other(tiny, tmp_path):
+    with pytest.raises(OutOfMemoryError, match="64x64 with 9 frames does not fit"):
+        written(tiny, tmp_path, here=no_way_back)
+
+
 def test_auto_takes_the_first_that_fits_and_refuses_when_none_does(tiny):
     sizes = {need.residency.name: need.peak for need in _needs(tiny, device=0)}
     enough = sizes["resident"] + memory.RESERVE
@@ -135,6 +167,30 @@ def test_a_loaded_model_tells_which_residencies_are_smaller(tiny):
     told = loading.load(TINY, models=tiny, device="cpu", residency="evict-text").model.smaller
     assert told == memory.smaller(_weights(tiny), memory.named("evict-text"))
     assert told[-1] == "stream"
+
+
+def test_a_clip_that_is_known_gets_the_first_residency_that_it_fits(tiny):
+    plan = make_plan(replace(REQUEST, size=Size(4096, 2176)), TINY)
+    weights, size = _weights(tiny), fitting.size_of(fitting.Checkpoint.open(tiny / TINY.checkpoint))
+
+    def stays_resident(room):
+        return next(memory.needs(plan, weights, memory=room, size=size)).fits(room)
+
+    room = bisect.bisect_left(range(100 * memory.GB), True, key=stays_resident) - 1
+    found = {
+        clip: loading.load(TINY, models=tiny, device="cpu", memory=room, clip=clip).model.residency
+        for clip in (None, plan)
+    }
+    assert found == {None: "resident", plan: "evict-text"}
+
+
+def test_a_clip_that_does_not_fit_the_residency_set_is_told_which_to_set():
+    plan = make_plan(LONG, QUALITY)
+    room = just_too_small("resident").memory
+    needed = list(memory.needs(plan, memory.PUBLISHED_WEIGHTS, memory=room))
+    told = r"1888x1056 with 481 frames needs .* 'resident', .* use LTX_RESIDENCY=evict-text, a smaller or shorter clip"
+    with pytest.raises(OperatorError, match=told):
+        fitting.choose("resident", needed, room=room, clip=plan)
 
 
 def test_a_residency_is_kept_where_smaller_chunks_make_the_clip_fit(tiny):

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline import loading
+from pipeline import loading, text
 from pipeline import recipe as recipes
-from pipeline.errors import OperatorError, WeightsError
+from pipeline.errors import OperatorError, OutOfMemoryError, WeightsError
 from weights import stamp
 
 NAME = "ltx-2.3-tiny.safetensors"
@@ -51,3 +51,13 @@ def test_float32_is_refused_on_a_gpu_where_memory_is_reckoned_in_bfloat16():
     assert [loading.dtype_on(gpu, name) for name in ("auto", "bfloat16")] == [torch.bfloat16] * 2
     assert [loading.dtype_on(cpu, name) for name in ("auto", "float32")] == [torch.float32] * 2
     assert loading.dtype_on(cpu, "bfloat16") is torch.bfloat16
+
+
+def test_memory_that_runs_out_at_the_first_forward_is_told_with_the_residencies_to_try(tiny, recipe, monkeypatch):
+    def read(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(text, "read", read)
+    with pytest.raises(OutOfMemoryError, match="do not fit with residency 'evict-text'") as caught:
+        loading.load(recipe, models=tiny, device="cpu", residency="evict-text")
+    assert caught.value.context["smaller"][-1] == "stream"

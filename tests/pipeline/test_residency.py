@@ -1,10 +1,15 @@
+import copy
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from pipeline import loading, memory, residency, text
 from pipeline.device import work_on
+from pipeline.errors import OutOfMemoryError
 from weights.checkpoint import Checkpoint, load_component
 from weights.text_encoder import load_text_encoder
 
@@ -196,13 +201,99 @@ def test_on_a_gpu_a_visit_reads_as_on_the_host_and_others_come_back_as_they_were
         assert distance.item() < 1e-2
 
 
+def standing(module):
+    """Where each of its tensors is."""
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    return {name: (tensor.device.type, tensor.data_ptr()) for name, tensor in named}
+
+
 @pytest.mark.parametrize("way", ["by_turns", "whole"])
-def test_a_visit_that_ends_in_an_error_is_over(reading, way):
-    model = reading[0].model
+def test_a_visit_that_ends_in_an_error_is_over(reading, way, monkeypatch):
+    monkeypatch.setattr(residency, "LARGE", 1_000)  # so that the layers of a tiny Gemma wait too
+    inner = reading[0].model.model.language_model
+    visitor = residency.visiting_text_encoder(reading[0].model, device=torch.device("meta"))
+    before, during = standing(reading[0].model), {}
+
+    def visit():
+        with getattr(visitor, way)():
+            during.update(standing(reading[0].model))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        visit()
+    moved = [name for name, place in during.items() if place != before[name]]
+    assert any(".layers." in name for name in moved)
+    assert "model.language_model.norm.weight" in moved
+    assert standing(reading[0].model) == before
+    assert not inner.layers._slots
+
+
+class OutOfMemoryAt(TorchFunctionMode):
+    """No memory for the tensor that is the nth to be copied or made, or for any from there on."""
+
+    def __init__(self, nth, *, ever_after=False):
+        super().__init__()
+        self.left, self.ever_after = nth, ever_after
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in {torch.Tensor.to, torch.empty}:
+            self.left -= 1
+            if self.left == -1 or (self.left < 0 and self.ever_after):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("way", "copies"), [("by_turns", 5), ("whole", 5)])
+def test_a_visit_that_finds_no_room_half_way_leaves_everything_where_it_stood(way, copies):
+    """By turns: a norm of one tensor, and two slots for each of two lists. Whole: that norm and four large weights."""
+    model = nn.Module()
+    model.norm = nn.RMSNorm(8)
+    model.first, model.second = (nn.ModuleList([Wide(0), Wide(1)]) for _ in range(2))
+    visitor = residency.Visitor(model, blocks=("first", "second"), device=torch.device("meta"))
+    before = standing(model)
+    for nth in itertools.count():
+        try:
+            with OutOfMemoryAt(nth), getattr(visitor, way)():
+                break
+        except torch.OutOfMemoryError:
+            assert standing(model) == before
+            assert not model.first._slots
+            assert not model.second._slots
+    assert nth == copies
+    assert standing(model) == before
+
+
+def test_others_that_make_room_come_back_if_there_was_none_even_so(reading):
+    model, connectors = reading[0].model, reading[1]
     visitor = residency.visiting_text_encoder(model, device=torch.device("meta"))
-    with pytest.raises(ZeroDivisionError), getattr(visitor, way)():
-        raise ZeroDivisionError
-    assert devices(model.model.vision_tower) == devices(model.lm_head) == {"cpu"}
+    before = standing(model)
+    first = Wide(0)
+    for place, nth in (
+        ("the first other", 1),
+        ("the model", len([*first.parameters(), *connectors.parameters()]) + 1),
+    ):
+        first, others = Wide(0), copy.deepcopy(connectors)
+        with (
+            OutOfMemoryAt(nth),
+            pytest.raises(torch.OutOfMemoryError),
+            visitor.whole(instead_of=[first, others]),
+        ):
+            raise AssertionError(place)
+        assert standing(model) == before
+        assert devices(first) == devices(others) == {"meta"}
+
+
+def test_others_that_cannot_come_back_end_the_clip():
+    """Not as an error after which the clip could be made without Gemma."""
+    model, other = nn.Module(), Wide(0)
+    model.layers = nn.ModuleList([Wide(1)])
+    visitor = residency.Visitor(model, blocks=("layers",), device=torch.device("meta"))
+    with (
+        OutOfMemoryAt(2, ever_after=True),
+        pytest.raises(OutOfMemoryError, match="finds none to come back to"),
+        visitor.whole(instead_of=[other]),
+    ):
+        raise AssertionError
 
 
 @torch.inference_mode()

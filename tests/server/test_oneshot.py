@@ -30,5 +30,6 @@ def test_the_settings_say_how_the_model_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("LTX_RESIDENCY", "stream")
     monkeypatch.setenv("LTX_PASSES_PER_CALL", "1")
     argv = ["generate", "--prompt", "a cat", "--image-url", str(image), "--data", str(tmp_path)]
-    assert main(argv) == 1
+    assert main([*argv, "--num-frames", "17"]) == 1
     assert (asked["residency"], asked["passes_per_call"]) == ("stream", 1)
+    assert asked["clip"].num_frames == 17
