@@ -352,16 +352,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     # -- what time and misfortune bring
 
-    @rule(node=node, number=one_of, then=st.sampled_from([None, "renewed", "looked for"]))
+    @rule(node=node, number=one_of, then=st.sampled_from([None, "renewed", "looked for", "done on"]))
     def lose_lease(self, node: int, number: int, then: str | None) -> None:
-        """The node was killed, or cut off: nothing renews its lease, and time goes by; or it does so just in time."""
+        """The node was killed, or cut off: nothing renews its lease, and time goes by; or it does so just in time.
+
+        Then the leases are looked at, by one who does another job or none, or by the node that does this one.
+        """
         if (claim := self.pick(number, held=True)) is not None:
             self.write(update(JOBS).where(JOBS.c.id == claim.id).values(lease_until=time.time() - 1))
             self.jobs[claim.id].lapsed = True
             if then == "renewed":
                 self.renew(node, number, True)
-            elif then == "looked for":
-                self.reclaim(node)
+            elif then is not None:
+                self.reclaim(node, number if then == "done on" else None, True)
 
     @rule(number=one_of)
     def wait_long(self, number: int) -> None:
