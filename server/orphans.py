@@ -1,9 +1,9 @@
 """Jobs whose waiting caller went away, kept for a while for it to come back.
 
 Node gives up a request after 300 s and sends it again: the same body then joins the job that it had started. Two
-callers that wait at the same time keep their own jobs. All of it stands in the store, so that a caller finds its job
-again after the server was started anew: a job's row says from when on its call counts as lost, and that time is put
-off as long as somebody waits.
+callers that wait at the same time keep their own jobs, also when one is lost. All of it stands in the store, so that a
+caller finds its job again after the server was started anew: a row says from when on its call counts as lost, and
+that time is put off as long as somebody waits.
 """
 
 import time
@@ -11,6 +11,7 @@ import time
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
 
 from server.endings import CANCELLED, ended
+from server.records import End
 from server.store import Store
 from server.tables import JOBS
 from server.terms import ATTENDED_SECONDS
@@ -27,43 +28,60 @@ class Orphans:
 
     async def attend(self, job_id: str) -> None:
         """Says that the job's caller still waits. To be said again within `ATTENDED_SECONDS`."""
-        await self._set(job_id, time.time() + ATTENDED_SECONDS)
+        now = time.time()
+        await self._set(job_id, orphaned=now + ATTENDED_SECONDS, seen=now)
 
     async def leave(self, job_id: str) -> None:
         """Orphans the job: its caller's connection is lost, and was before the job ended if it has."""
-        await self._set(job_id, func.coalesce(JOBS.c.finished, time.time()))
+        now = time.time()
+        await self._set(job_id, orphaned=func.coalesce(JOBS.c.finished, now), seen=now)
 
-    async def _set(self, job_id: str, orphaned: object) -> None:
-        called = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None)).values(orphaned=orphaned)
+    async def _set(self, job_id: str, *, orphaned: object, seen: float) -> None:
+        called = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.asked.is_not(None))
+        called = called.values(orphaned=orphaned, seen=seen)
         await self._store.change(lambda connection: connection.execute(called))
 
     async def adopt(self, asked: str, *, instead_of: str | None = None) -> str | None:
         """The oldest orphan of an equal call that still runs or has ended lately, no orphan any more; or None.
 
-        It takes the place of the job `instead_of`, which ends; if that is older or has begun, nothing happens.
+        It takes the place of the job `instead_of`, which ends; if that has begun, nothing happens. Its caller was then
+        last seen before that job was submitted: two who waited at the same time each keep their own.
         """
-        oldest = select(JOBS.c.seq).where(_adoptable(asked)).order_by(JOBS.c.seq).limit(1)
+        which = _adoptable(asked)
+        if instead_of is not None:
+            which = and_(which, JOBS.c.seen < select(_OWN.c.created).where(_OWN.c.id == instead_of).scalar_subquery())
+        oldest = select(JOBS.c.seq).where(which).order_by(JOBS.c.seq).limit(1)
 
-        def work(connection: Connection) -> str | None:
+        def work(connection: Connection) -> tuple[str | None, list[End]]:
             seq = connection.scalar(oldest.with_for_update(skip_locked=True))
             if seq is None:
-                return None
+                return None, []
+            ends = []
             if instead_of is not None:
-                behind = and_(JOBS.c.id == instead_of, JOBS.c.status == "IN_QUEUE", JOBS.c.seq > seq)
-                if not connection.execute(update(JOBS).where(behind).values(ended(failure=CANCELLED))).rowcount:
-                    return None
+                waits = and_(JOBS.c.id == instead_of, JOBS.c.status == "IN_QUEUE")
+                end = update(JOBS).where(waits).values(ended(failure=CANCELLED)).returning(JOBS.c.created)
+                created = connection.scalar(end)
+                if created is None:
+                    return None, []
+                ends.append(End(CANCELLED.error_type, created))
+            now = time.time()
             one = (
                 update(JOBS)
                 .where(JOBS.c.seq == seq)
-                .values(orphaned=time.time() + ATTENDED_SECONDS)
+                .values(orphaned=now + ATTENDED_SECONDS, seen=now)
                 .returning(JOBS.c.id)
             )
-            return str(connection.execute(one).scalar_one())
+            return str(connection.execute(one).scalar_one()), ends
 
         # why: almost no call has an orphan, and looking is cheaper than a turn at the writer
         if await self._store.read(lambda connection: connection.scalar(oldest)) is None:
             return None
-        return await self._store.change(work)
+        adopted, ends = await self._store.change(work)
+        self._store.count(ends)
+        return adopted
+
+
+_OWN = JOBS.alias()
 
 
 def _adoptable(asked: str) -> ColumnElement[bool]:

@@ -75,6 +75,7 @@ class Store(Looking):
                 "max_attempts": terms.max_attempts,
                 "asked": asked,
                 "orphaned": None if asked is None else now + ATTENDED_SECONDS,
+                "seen": now,
                 "status": "IN_QUEUE",
                 "created": now,
             }

@@ -32,6 +32,7 @@ JOBS = Table(
     Column("finished", Float, index=True),
     Column("log_lines", Integer, nullable=False, server_default="0"),
     Column("log_characters", Integer, nullable=False, server_default="0"),
+    Column("seen", Float),  # when that call's caller was last known to wait
     # dropped when the job ends. Last, for SQLite reads a row from its front, and megabytes would be in the way
     Column("payload", LargeBinary),
     # counts those that wait, their bytes and who is before whom without a look at the rows

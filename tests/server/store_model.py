@@ -51,7 +51,10 @@ class Hook:
 
 @dataclass
 class KnownJob:
-    """`place` is that of its submit, `code` the status that it ended with, `old`: retention is over."""
+    """`place` is that of its submit, `code` the status that it ended with, `old`: retention is over.
+
+    `created` and `seen` count what happened to callers until its submit, and until its caller was last seen.
+    """
 
     place: int
     priority: int
@@ -60,6 +63,8 @@ class KnownJob:
     hook: Hook | None = None
     asked: str | None = None
     call: Literal["attended", "lost", "long lost"] | None = None
+    created: int = 0
+    seen: int = 0
     must_begin: Literal["some day", "by then", "too late"] = "some day"
     status: str = "IN_QUEUE"
     attempts: int = 0

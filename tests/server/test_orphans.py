@@ -1,4 +1,5 @@
 import contextlib
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from sqlalchemy import create_engine, select, update
 
 from server.database import open_database
 from server.endings import CANCELLED
+from server.metrics import Metrics
 from server.orphans import Orphans
 from server.store import Store
 from server.tables import JOBS
@@ -56,12 +58,40 @@ async def move(store: Store, **times: float) -> None:
     await store.change(lambda connection: connection.execute(update(JOBS).values(**values)))
 
 
+async def die(store: Store, job_id: str) -> None:
+    """The node on which the call waits dies before any later one, and time goes by until that is known."""
+    lost = update(JOBS).where(JOBS.c.id == job_id).values(orphaned=time.time() - 1, seen=JOBS.c.created)
+    await store.change(lambda connection: connection.execute(lost))
+
+
+async def test_of_two_equal_calls_at_one_time_the_second_does_not_take_the_job_of_the_first_whose_caller_left(store):
+    orphans = Orphans(store)
+    for name in ("first", "second"):
+        await ask(store, name)
+    await orphans.leave("first")
+    assert await orphans.adopt("digest", instead_of="second") is None
+    assert (await store.get("second")).status == "IN_QUEUE"
+    assert await orphans.adopt("digest") == "first"
+
+
+async def test_a_job_that_ends_for_an_older_one_is_counted(database, tmp_path):
+    metrics = Metrics(tmp_path)
+    store = Store(database, metrics)
+    for name in ("first", "again"):
+        await ask(store, name)
+    await die(store, "first")
+    assert await Orphans(store).adopt("digest", instead_of="again") == "first"
+    text = metrics.exposition(waiting=[], running=False, ready=True).decode()
+    (count,) = re.findall(rf'^ltx_requests_total{{.*"{CANCELLED.error_type}".*}} (\S+)$', text, re.MULTILINE)
+    assert float(count) == 1
+
+
 async def test_a_call_that_came_again_too_early_gets_its_older_job_once_that_is_an_orphan(store):
     orphans = Orphans(store)
     for name in ("first", "again", "begun"):
         await ask(store, name)
     assert await orphans.adopt("digest", instead_of="again") is None
-    await orphans.leave("first")
+    await die(store, "first")
     assert await orphans.adopt("digest", instead_of="again") == "first"
     assert (await store.get("again")).failure == CANCELLED
     assert (await store.get("first")).status == "IN_QUEUE"
@@ -71,13 +101,11 @@ async def test_an_orphan_takes_no_place_of_a_job_that_has_begun_or_is_older(stor
     orphans = Orphans(store)
     for name in ("older", "orphan", "begun"):
         await ask(store, name)
-    await orphans.leave("orphan")
+    await die(store, "orphan")
     assert await orphans.adopt("digest", instead_of="older") is None
     await store.cancel("older")
-    await orphans.leave("begun")
     for name in ("orphan", "begun"):
         assert (await store.claim("me")).id == name
-    await orphans.attend("begun")
     assert await orphans.adopt("digest", instead_of="begun") is None
     assert (await store.get("begun")).status == "IN_PROGRESS"
     assert await orphans.adopt("digest") == "orphan"

@@ -59,7 +59,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.slots = [new_slot("a", "image/png", key_id=None, keep_for=None) for _ in range(3)]
         self.claims: list[Claim] = []
         self.deliveries: list[Due] = []
-        self.submits = self.clock = 0
+        self.submits = self.clock = self.seen = 0
         self.nodes = place.nodes(NODES)
 
     def teardown(self) -> None:
@@ -109,6 +109,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert outcome == "accepted"
             self.jobs[name] = job
 
+    def tick(self) -> int:
+        self.seen += 1
+        return self.seen
+
     def sender(self, key: str | None, hooked: bool) -> Sender:
         target = WebhookTarget("http://receiver.example/", "http://me", private=False) if hooked else None
         return Sender(key, LIMITS[key], target)
@@ -130,6 +134,7 @@ class StoreMachine(RuleBasedStateMachine):
     ) -> None:
         name = f"job {self.submits}"
         job = KnownJob(self.submits, priority, key, len(PAYLOAD), Hook() if hooked else None, asked)
+        job.created = job.seen = self.tick()
         job.call, job.must_begin = asked and "attended", "by then" if bounded else "some day"
         terms = Terms(priority, start_within=1000.0 if bounded else None)
         store = self.at(node).store
@@ -170,19 +175,24 @@ class StoreMachine(RuleBasedStateMachine):
         orphans = self.at(node).orphans
         self.run(orphans.attend(name) if stays else orphans.leave(name))
         if job is not None and job.call is not None:
-            job.call = "attended" if stays else "lost"
+            job.call, job.seen = "attended" if stays else "lost", self.tick()
 
     @rule(node=node, asked=st.sampled_from(["x", "y", "z"]), number=st.none() | one_of)
     def adopt(self, node: int, asked: str, number: int | None) -> None:
         """An equal call comes: for the first time, or it waits for its own job already."""
         own, job = (None, None) if number is None else self.job(number)
-        orphans = [(job.place, name) for name, job in self.jobs.items() if job.asked == asked and job.adoptable]
-        place, oldest = min(orphans, default=(0, None))
-        if own is not None and (job is None or job.status != "IN_QUEUE" or job.place <= place):
+        before = self.tick() if own is None else 0 if job is None else job.created
+        orphans = [
+            (orphan.place, name)
+            for name, orphan in self.jobs.items()
+            if orphan.asked == asked and orphan.adoptable and orphan.seen < before
+        ]
+        _, oldest = min(orphans, default=(0, None))
+        if own is not None and (job is None or job.status != "IN_QUEUE"):
             oldest = None
         assert self.run(self.at(node).orphans.adopt(asked, instead_of=own)) == oldest
         if oldest is not None:
-            self.jobs[oldest].call = "attended"
+            self.jobs[oldest].call, self.jobs[oldest].seen = "attended", self.tick()
             if job is not None:
                 job.end(499)
 
@@ -384,8 +394,8 @@ class StoreMachine(RuleBasedStateMachine):
             self.write(mine.values(finished=past))
             job.old = True
         elif job.call is not None:
-            self.write(mine.values(orphaned=past))
-            job.call = "long lost"
+            self.write(mine.values(orphaned=past, seen=past))
+            job.call, job.seen = "long lost", 0
         if job.hook is not None and job.hook.state == "waits":
             self.write(update(WEBHOOKS).where(WEBHOOKS.c.job_id == name).values(next_try=0.0))
             job.hook.state = "due"
