@@ -90,12 +90,12 @@ class Attempt:
             )
         )
         try:
-            await self._make(child, stop)
+            given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
+            await self._make(given, child, stop)
         except StoppedError as stopped:
             await self._stopped(stopped.reason)
         except FalError as error:
             await self._tell(str(error), level="ERROR")
-            given = ImageToVideoInput.model_validate_json(self._claim.payload)
             await self._fail(with_inputs(error.failure, given.model_dump()))
         except ChildLostError as error:
             await self._lost(error)
@@ -116,12 +116,11 @@ class Attempt:
 
     # -- the way to a clip
 
-    async def _make(self, child: Child, stop: asyncio.Task[Reason]) -> None:
-        """Makes the clip and ends the job with it.
+    async def _make(self, given: ImageToVideoInput, child: Child, stop: asyncio.Task[Reason]) -> None:
+        """Makes the clip that was asked for with `given` and ends the job with it.
 
         Raises: StoppedError, FalError, ChildLostError, OSError.
         """
-        given = await asyncio.to_thread(ImageToVideoInput.model_validate_json, self._claim.payload)
         began = time.monotonic()
         # why: an image that was uploaded lies in the bucket too
         size = await unless(stop, self._insist(lambda: self._tools.images.fetch(self._claim.id, given)))

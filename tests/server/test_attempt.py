@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,22 @@ async def test_an_attempt_that_comes_too_late_leaves_the_clip_alone_counts_nothi
     assert await files(tools) == [delivered]
     with pytest.raises(FileNotFoundError):
         await tools.blobs.read(left)
+
+
+async def test_a_payload_is_read_once_and_beside_the_loop_also_where_its_image_is_bad(tools, monkeypatch):
+    held = await claim(tools, "data:image/png;base64,bm8=")
+    read = ImageToVideoInput.model_validate_json
+    threads = []
+
+    def watched(payload):
+        threads.append(threading.current_thread())
+        return read(payload)
+
+    monkeypatch.setattr(ImageToVideoInput, "model_validate_json", watched)
+    await Attempt(held, tools).run(ScriptedChild(None))
+    assert (await tools.store.get("job")).failure.status == 422
+    assert len(threads) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 async def test_a_job_that_ends_with_its_last_lost_attempt_is_counted(tools, image):
