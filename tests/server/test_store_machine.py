@@ -541,8 +541,9 @@ def test_sqlite_and_a_folder_do_as_the_model_says_at_length(fast):
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 def test_two_nodes_on_postgres_and_a_bucket_do_as_the_model_says(on_postgres):
-    try_hard(on_postgres, examples=8, steps=25)
+    try_hard(on_postgres, examples=5, steps=25)
 
 
 @pytest.mark.slow
