@@ -366,7 +366,7 @@ class StoreMachine(RuleBasedStateMachine):
     def lose_lease(self, node: int, number: int, then: str | None) -> None:
         """The node was killed, or cut off: nothing renews its lease, and time goes by; or it does so just in time.
 
-        Then the leases are looked at, by one who does another job or none, or by the node that does this one.
+        Then the leases are looked at, by one who thinks that he does some job, or by the node that does this one.
         """
         if (claim := self.pick(number, held=True)) is not None:
             self.write(update(JOBS).where(JOBS.c.id == claim.id).values(lease_until=time.time() - 1))
@@ -374,7 +374,7 @@ class StoreMachine(RuleBasedStateMachine):
             if then == "renewed":
                 self.renew(node, number, True)
             elif then is not None:
-                self.reclaim(node, number if then == "done on" else None, True)
+                self.reclaim(node, number, then == "done on")
 
     @rule(number=one_of)
     def wait_long(self, number: int) -> None:
