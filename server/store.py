@@ -289,6 +289,9 @@ class Store(Looking):
         """Writes the row of a file, before its bytes are put: so the sweeper finds whatever was left behind."""
 
         def work(connection: Connection) -> None:
+            if connection.dialect.name == "postgresql":
+                # why: of two that complete an upload at once, neither would see the other's row to take its place
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(file.id))))
             connection.execute(delete(FILES).where(FILES.c.id == file.id))
             connection.execute(insert(FILES), asdict(file))
 
