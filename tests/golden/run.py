@@ -35,8 +35,6 @@ LEFT_OUT = ("alt_fp32_fuse.",)
 EXACT = ("noise_", "step_noise.", "video_positions", "audio_positions", "video_denoise_mask", "mask_", "input_ids")
 DTYPES = {"fp32": ("float32", torch.float32), "bf16": ("bfloat16", torch.bfloat16)}
 BF16_TOLERANCE = 3e-2
-U8_TOLERANCE = 5e-4
-"""A value within the latents' 1e-6 of a half rounds either way: one in some thousands may be a level off."""
 
 
 @dataclass(frozen=True)
@@ -209,10 +207,8 @@ def tolerance(name: str, *, dtype: str = "fp32") -> float:
         return 1e-6
     if last == "sigma":
         return 1e-6
-    if bare in ("video_latent", "audio_latent", "upsampled", "frames"):
+    if bare in ("video_latent", "audio_latent", "upsampled", "frames", "frames_u8"):
         return 1e-4
-    if bare == "frames_u8":
-        return U8_TOLERANCE
     if bare == "wave":
         return 1e-3
     if bare.startswith("call"):
